@@ -1,0 +1,2 @@
+//! Lithos.
+fn main() {}

@@ -1,0 +1,308 @@
+//! A transaction: what every engine shares.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{
+    Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX, TXN_OPS_MAX,
+    VALUE_LEN_MAX,
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A transaction over one snapshot, with its writes buffered until [`Txn::commit`].
+///
+/// Dropping it without a commit has no effect on the store.
+#[derive(Debug)]
+pub struct Txn {
+    kv: Arc<dyn Kv>,
+    snapshot: Box<dyn Snapshot>,
+    read_keys: BTreeSet<Bytes>,
+    read_ranges: Vec<Range<Bytes>>,
+    writes: BTreeMap<Bytes, Option<Bytes>>,
+    scanned_rows: usize,
+    written_bytes: usize,
+    durability: Durability,
+}
+
+impl Txn {
+    /// Starts a transaction at the latest version.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the engine cannot be read.
+    pub async fn begin(kv: &Arc<dyn Kv>) -> Result<Self> {
+        Ok(Self {
+            snapshot: kv.snapshot().await?,
+            kv: Arc::clone(kv),
+            read_keys: BTreeSet::new(),
+            read_ranges: Vec::new(),
+            writes: BTreeMap::new(),
+            scanned_rows: 0,
+            written_bytes: 0,
+            durability: Durability::default(),
+        })
+    }
+
+    /// Says when the commit counts as done; [`Durability::Synced`] unless told.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.durability = durability;
+    }
+
+    /// The value of `key`, as this transaction has left it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] over a bound of this module; [`ErrorKind::Io`] if the engine cannot be read.
+    pub async fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>> {
+        check_key(key)?;
+        if let Some(written) = self.writes.get(key) {
+            return Ok(written.clone());
+        }
+        if !self.read_keys.contains(key) {
+            self.read_keys.insert(Bytes::copy_from_slice(key));
+            self.check_ops()?;
+        }
+        self.snapshot.get(key).await
+    }
+
+    /// The values of `keys`, in their order.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Txn::get`].
+    pub async fn get_many(&mut self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            values.push(self.get(key).await?);
+        }
+        Ok(values)
+    }
+
+    /// The rows that `scan` asks for, as this transaction has left them.
+    ///
+    /// What is protected is the part of the range that was really seen: up to the last row where a limit stopped it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] over a bound of this module; [`ErrorKind::Io`] if the engine cannot be read.
+    pub async fn scan(&mut self, scan: &Scan) -> Result<Page> {
+        check_scan(scan)?;
+        if scan.range.start >= scan.range.end {
+            return Ok(Page::default());
+        }
+        // Every buffered delete in the range may hide a stored row, so the engine is asked for as many more.
+        let hidden = self.writes.range(scan.range.clone()).filter(|(_, value)| value.is_none()).count();
+        let wanted = scan.limit.saturating_add(hidden).min(SCAN_ROWS_MAX);
+        let stored = self.snapshot.scan(&Scan { limit: wanted, ..scan.clone() }).await?;
+        let seen = seen_range(scan, &stored);
+        self.scanned_rows = self.scanned_rows.saturating_add(stored.rows.len());
+        self.read_ranges.push(seen.clone());
+        self.check_ops()?;
+        Ok(self.overlay(scan, seen, stored))
+    }
+
+    /// All rows of `range`, for ranges known to be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] if there are more than [`SCAN_ROWS_MAX`]; otherwise as for [`Txn::scan`].
+    pub async fn scan_all(&mut self, range: Range<Bytes>) -> Result<Vec<(Bytes, Bytes)>> {
+        let page = self.scan(&Scan { range, limit: SCAN_ROWS_MAX, order: Order::Ascending }).await?;
+        if page.more {
+            return Err(Error::new(ErrorKind::TooLarge, format!("a scan found more than {SCAN_ROWS_MAX} rows")));
+        }
+        Ok(page.rows)
+    }
+
+    /// Whether `range` holds any row.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Txn::scan`].
+    pub async fn any(&mut self, range: Range<Bytes>) -> Result<bool> {
+        Ok(!self.scan(&Scan { range, limit: 1, order: Order::Ascending }).await?.rows.is_empty())
+    }
+
+    /// Sets the value of `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] over a bound of this module.
+    pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<()> {
+        let value = value.into();
+        if value.len() > VALUE_LEN_MAX {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("a value of {} bytes is over the bound of {VALUE_LEN_MAX}", value.len()),
+            ));
+        }
+        self.write(key.into(), Some(value))
+    }
+
+    /// Removes `key`, which need not be there.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] over a bound of this module.
+    pub fn delete(&mut self, key: impl Into<Bytes>) -> Result<()> {
+        self.write(key.into(), None)
+    }
+
+    /// How many keys were read or written so far, of at most [`TXN_OPS_MAX`].
+    pub fn ops(&self) -> usize {
+        self.read_keys.len() + self.read_ranges.len() + self.scanned_rows + self.writes.len()
+    }
+
+    /// Commits the writes, if nothing that was read has changed. Without writes there is nothing to commit: what was
+    /// read was true at the snapshot's version.
+    pub async fn commit(self) -> Outcome {
+        if self.writes.is_empty() {
+            return Outcome::Committed(self.snapshot.version());
+        }
+        let commit = Commit {
+            read_version: self.snapshot.version(),
+            read_keys: self.read_keys.into_iter().collect(),
+            read_ranges: self.read_ranges,
+            writes: self.writes,
+            durability: self.durability,
+        };
+        self.kv.commit(commit).await
+    }
+
+    fn write(&mut self, key: Bytes, value: Option<Bytes>) -> Result<()> {
+        check_key(&key)?;
+        let len = key.len() + value.as_ref().map_or(0, Bytes::len);
+        self.written_bytes = self.written_bytes.saturating_add(len);
+        if self.written_bytes > TXN_BYTES_MAX {
+            return Err(Error::new(ErrorKind::TooLarge, format!("a transaction writes over {TXN_BYTES_MAX} bytes")));
+        }
+        self.writes.insert(key, value);
+        self.check_ops()
+    }
+
+    fn check_ops(&self) -> Result<()> {
+        if self.ops() > TXN_OPS_MAX {
+            return Err(Error::new(ErrorKind::TooLarge, format!("a transaction has over {TXN_OPS_MAX} operations")));
+        }
+        Ok(())
+    }
+
+    /// Lays the buffered writes within `seen` over the stored rows.
+    fn overlay(&self, scan: &Scan, seen: Range<Bytes>, stored: Page) -> Page {
+        let mut merged: BTreeMap<Bytes, Bytes> = stored.rows.into_iter().collect();
+        for (key, value) in self.writes.range(seen) {
+            match value {
+                Some(value) => merged.insert(key.clone(), value.clone()),
+                None => merged.remove(key),
+            };
+        }
+        let more = stored.more || merged.len() > scan.limit;
+        let rows = match scan.order {
+            Order::Ascending => merged.into_iter().take(scan.limit).collect(),
+            Order::Descending => merged.into_iter().rev().take(scan.limit).collect(),
+        };
+        Page { rows, more }
+    }
+}
+
+/// The part of the range that the stored page covers.
+fn seen_range(scan: &Scan, stored: &Page) -> Range<Bytes> {
+    let Some((last, _)) = stored.rows.last().filter(|_| stored.more) else {
+        return scan.range.clone();
+    };
+    match scan.order {
+        Order::Ascending => scan.range.start.clone()..successor(last),
+        Order::Descending => last.clone()..scan.range.end.clone(),
+    }
+}
+
+/// The smallest key after `key`.
+fn successor(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}
+
+fn check_key(key: &[u8]) -> Result<()> {
+    if key.is_empty() || key.len() > KEY_LEN_MAX {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("a key of {} bytes is not within 1 and {KEY_LEN_MAX}", key.len()),
+        ));
+    }
+    Ok(())
+}
+
+fn check_scan(scan: &Scan) -> Result<()> {
+    if scan.limit == 0 || scan.limit > SCAN_ROWS_MAX {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("a scan of {} rows is not within 1 and {SCAN_ROWS_MAX}", scan.limit),
+        ));
+    }
+    Ok(())
+}
+
+/// How often a body is run before the caller is told that its keys are contended.
+const ATTEMPTS_MAX: u32 = 64;
+
+/// Runs a transaction again when it meets a conflict; used through [`transact!`].
+#[derive(Debug, Default)]
+pub struct Retry {
+    attempts: u32,
+}
+
+impl Retry {
+    /// Commits `txn` if its body succeeded. `None` means: run the body again.
+    ///
+    /// # Errors
+    ///
+    /// The body's own error; [`ErrorKind::OutcomeUnknown`] if the engine failed while committing;
+    /// [`ErrorKind::Contended`] after many conflicts.
+    pub async fn finish<T>(&mut self, txn: Txn, body: Result<T>) -> Result<Option<T>> {
+        let value = body?;
+        match txn.commit().await {
+            Outcome::Committed(_) => Ok(Some(value)),
+            Outcome::Unknown(source) => {
+                Err(Error::new(ErrorKind::OutcomeUnknown, "the index could not say whether it committed").caused_by(source))
+            }
+            Outcome::Conflict => {
+                self.attempts += 1;
+                if self.attempts >= ATTEMPTS_MAX {
+                    return Err(Error::new(ErrorKind::Contended, "too many concurrent changes of the same keys"));
+                }
+                // The first conflicts are retried at once: the winner has committed already, so someone made progress.
+                if self.attempts > 4 {
+                    tokio::time::sleep(Duration::from_millis(u64::from(self.attempts / 4))).await;
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Runs a body of reads and writes as a transaction, again after each conflict: `transact!(kv, |txn| { … Ok(value) })`.
+///
+/// The body is an async block that ends in a `Result`. It may run several times, so it must have no effect but on
+/// `txn`. A macro rather than a function over an async closure, because a closure's future cannot yet be named as
+/// `Send` for every lifetime of its argument.
+macro_rules! transact {
+    ($kv:expr, |$txn:ident| $body:block) => {{
+        let mut retry = $crate::kv::Retry::default();
+        loop {
+            let mut $txn = $crate::kv::Txn::begin($kv).await?;
+            let body: $crate::error::Result<_> = async { $body }.await;
+            if let Some(value) = retry.finish($txn, body).await? {
+                break value;
+            }
+        }
+    }};
+}
+pub(crate) use transact;
