@@ -62,7 +62,11 @@ pub struct Error {
 impl Error {
     /// An error of `kind`, with the failed thing in one lower-case clause.
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), source: None }
+        Self {
+            kind,
+            message: message.to_string(),
+            source: None,
+        }
     }
 
     /// The same error, caused by `source`.
@@ -84,6 +88,13 @@ impl Error {
 
     pub(crate) fn corrupt(what: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Corrupt, what)
+    }
+}
+
+/// For work on a blocking thread: it panicked, or the runtime shut down before it began.
+impl From<tokio::task::JoinError> for Error {
+    fn from(source: tokio::task::JoinError) -> Self {
+        Self::new(ErrorKind::Io, "a blocking task of the store did not end").caused_by(source)
     }
 }
 

@@ -1,1 +1,76 @@
-//! Placeholder.
+//! What Lithos keeps, and when it is safe.
+//!
+//! A [`Store`] joins an index ([`kv`]) and blobs ([`blob`]) into buckets, objects, multipart uploads and jobs. An object
+//! is a [`layout`] of extents over immutable blobs; copies, conversions and completed uploads are new layouts over blobs
+//! that exist already.
+//!
+//! # The write protocol, and what a crash leaves
+//!
+//! | step | what happens | a crash after it leaves |
+//! | --- | --- | --- |
+//! | 1 | an intent for the blob goes into the index ([`Durability::Buffered`](kv::Durability)) | an intent, which expires |
+//! | 2 | the bytes are written under a temporary name | a temporary file, removed at the next start |
+//! | 3 | the blob is sealed: checksums, `fdatasync`, rename, sync of the folder | a blob that only an intent names: swept |
+//! | 4 | one synced transaction removes the intent, which must still be there, and inserts the blob, the layout and the object version, and releases the version it replaces | the whole object, and an entry for the sweep |
+//! | 5 | the client gets its 200 | |
+//! | 6 | the sweep deletes rows and blobs of the released layout, in bounded steps | the same entry for the sweep |
+//!
+//! A writer that is late finds its intent gone and fails; it can harm nothing. Clocks decide *when* something is swept,
+//! never *whether* it may be. The intent needs no sync: after a crash of the machine, a blob that neither an intent nor
+//! a layout names is found by listing ([`Store::sweep_strays`]).
+//!
+//! # Who keeps a blob alive
+//!
+//! A blob is named after the layout that owns it ([`BlobId`](blob::BlobId)). A layout borrows when its extents lie in
+//! another's blobs; each borrowing is a pair of rows. A layout whose version is gone stays while it has borrowers, and is
+//! swept when the last one goes. So whatever an object's size, writing, copying, converting and deleting it takes a
+//! handful of index operations.
+//!
+//! The sweep frees only what nothing can reach: it marks a layout as dying in a transaction that has *read* the whole
+//! range of its borrowers and found none; a new borrower *reads* the layout's record and finds it not dying. Both reads
+//! are protected, so of two such transactions at the same time one meets a conflict. Readers in this process pin the
+//! layout they read ([`OpenObject`]), and the sweep leaves pinned layouts alone.
+//!
+//! # What is deliberately absent
+//!
+//! No status code, header name or XML; no image format; no network. Clocks and engines are passed in.
+
+pub mod blob;
+mod bucket;
+pub mod clock;
+mod digest;
+mod error;
+mod gc;
+mod ingest;
+pub mod job;
+pub mod kv;
+pub mod layout;
+mod list;
+mod multipart;
+mod object;
+mod peer;
+mod pin;
+mod read;
+mod replica;
+mod schema;
+mod staging;
+mod store;
+
+pub use self::{
+    digest::{DigestSet, Digests},
+    error::{Error, ErrorKind, Result},
+    gc::SweepReport,
+    ingest::{IngestOptions, Ingested},
+    list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
+    multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
+    object::{NewObject, OpenObject, PutOutcome, WriteCondition},
+    peer::PeerRecord,
+    read::{ObjectReader, ReadStream},
+    replica::Replica,
+    schema::{
+        BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, JobId, LayoutId,
+        ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,
+    },
+    staging::{Content, ContentBuilder, Staging},
+    store::Store,
+};

@@ -20,6 +20,7 @@
 pub mod contract;
 mod memory;
 mod occ;
+mod page;
 mod rocks;
 mod txn;
 
@@ -29,7 +30,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::{
-    memory::MemoryKv,
+    memory::{MemoryKv, UnknownCommit},
     rocks::RocksKv,
     txn::{Retry, Txn},
 };
@@ -40,7 +41,7 @@ pub(crate) use txn::transact;
 pub const KEY_LEN_MAX: usize = 2 << 10;
 /// Longest value, in bytes. What may grow beyond belongs in a blob.
 pub const VALUE_LEN_MAX: usize = 64 << 10;
-/// Most keys that one transaction may read, scan or write.
+/// Most operations of one transaction: keys read, ranges scanned and keys written, each counting one.
 pub const TXN_OPS_MAX: usize = 4096;
 /// Most bytes of keys and values that one transaction may write.
 pub const TXN_BYTES_MAX: usize = 4 << 20;
@@ -165,6 +166,10 @@ pub fn prefix_range(prefix: &[u8]) -> Range<Bytes> {
         }
     }
     // A prefix of 0xff bytes only has no successor; no key is as long as this one.
-    let end = if end.is_empty() { vec![0xff; KEY_LEN_MAX + 1] } else { end };
+    let end = if end.is_empty() {
+        vec![0xff; KEY_LEN_MAX + 1]
+    } else {
+        end
+    };
     Bytes::copy_from_slice(prefix)..Bytes::from(end)
 }

@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX, TXN_OPS_MAX,
-    VALUE_LEN_MAX,
+    Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX,
+    TXN_OPS_MAX, VALUE_LEN_MAX,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -25,7 +25,6 @@ pub struct Txn {
     read_keys: BTreeSet<Bytes>,
     read_ranges: Vec<Range<Bytes>>,
     writes: BTreeMap<Bytes, Option<Bytes>>,
-    scanned_rows: usize,
     written_bytes: usize,
     durability: Durability,
 }
@@ -43,7 +42,6 @@ impl Txn {
             read_keys: BTreeSet::new(),
             read_ranges: Vec::new(),
             writes: BTreeMap::new(),
-            scanned_rows: 0,
             written_bytes: 0,
             durability: Durability::default(),
         })
@@ -97,11 +95,20 @@ impl Txn {
             return Ok(Page::default());
         }
         // Every buffered delete in the range may hide a stored row, so the engine is asked for as many more.
-        let hidden = self.writes.range(scan.range.clone()).filter(|(_, value)| value.is_none()).count();
+        let hidden = self
+            .writes
+            .range(scan.range.clone())
+            .filter(|(_, value)| value.is_none())
+            .count();
         let wanted = scan.limit.saturating_add(hidden).min(SCAN_ROWS_MAX);
-        let stored = self.snapshot.scan(&Scan { limit: wanted, ..scan.clone() }).await?;
+        let stored = self
+            .snapshot
+            .scan(&Scan {
+                limit: wanted,
+                ..scan.clone()
+            })
+            .await?;
         let seen = seen_range(scan, &stored);
-        self.scanned_rows = self.scanned_rows.saturating_add(stored.rows.len());
         self.read_ranges.push(seen.clone());
         self.check_ops()?;
         Ok(self.overlay(scan, seen, stored))
@@ -113,9 +120,18 @@ impl Txn {
     ///
     /// [`ErrorKind::TooLarge`] if there are more than [`SCAN_ROWS_MAX`]; otherwise as for [`Txn::scan`].
     pub async fn scan_all(&mut self, range: Range<Bytes>) -> Result<Vec<(Bytes, Bytes)>> {
-        let page = self.scan(&Scan { range, limit: SCAN_ROWS_MAX, order: Order::Ascending }).await?;
+        let page = self
+            .scan(&Scan {
+                range,
+                limit: SCAN_ROWS_MAX,
+                order: Order::Ascending,
+            })
+            .await?;
         if page.more {
-            return Err(Error::new(ErrorKind::TooLarge, format!("a scan found more than {SCAN_ROWS_MAX} rows")));
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("a scan found more than {SCAN_ROWS_MAX} rows"),
+            ));
         }
         Ok(page.rows)
     }
@@ -126,7 +142,15 @@ impl Txn {
     ///
     /// As for [`Txn::scan`].
     pub async fn any(&mut self, range: Range<Bytes>) -> Result<bool> {
-        Ok(!self.scan(&Scan { range, limit: 1, order: Order::Ascending }).await?.rows.is_empty())
+        Ok(!self
+            .scan(&Scan {
+                range,
+                limit: 1,
+                order: Order::Ascending,
+            })
+            .await?
+            .rows
+            .is_empty())
     }
 
     /// Sets the value of `key`.
@@ -154,9 +178,9 @@ impl Txn {
         self.write(key.into(), None)
     }
 
-    /// How many keys were read or written so far, of at most [`TXN_OPS_MAX`].
+    /// How many operations it has so far, of at most [`TXN_OPS_MAX`].
     pub fn ops(&self) -> usize {
-        self.read_keys.len() + self.read_ranges.len() + self.scanned_rows + self.writes.len()
+        self.read_keys.len() + self.read_ranges.len() + self.writes.len()
     }
 
     /// Commits the writes, if nothing that was read has changed. Without writes there is nothing to commit: what was
@@ -180,7 +204,10 @@ impl Txn {
         let len = key.len() + value.as_ref().map_or(0, Bytes::len);
         self.written_bytes = self.written_bytes.saturating_add(len);
         if self.written_bytes > TXN_BYTES_MAX {
-            return Err(Error::new(ErrorKind::TooLarge, format!("a transaction writes over {TXN_BYTES_MAX} bytes")));
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("a transaction writes over {TXN_BYTES_MAX} bytes"),
+            ));
         }
         self.writes.insert(key, value);
         self.check_ops()
@@ -188,7 +215,10 @@ impl Txn {
 
     fn check_ops(&self) -> Result<()> {
         if self.ops() > TXN_OPS_MAX {
-            return Err(Error::new(ErrorKind::TooLarge, format!("a transaction has over {TXN_OPS_MAX} operations")));
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("a transaction has over {TXN_OPS_MAX} operations"),
+            ));
         }
         Ok(())
     }
@@ -270,13 +300,18 @@ impl Retry {
         let value = body?;
         match txn.commit().await {
             Outcome::Committed(_) => Ok(Some(value)),
-            Outcome::Unknown(source) => {
-                Err(Error::new(ErrorKind::OutcomeUnknown, "the index could not say whether it committed").caused_by(source))
-            }
+            Outcome::Unknown(source) => Err(Error::new(
+                ErrorKind::OutcomeUnknown,
+                "the index could not say whether it committed",
+            )
+            .caused_by(source)),
             Outcome::Conflict => {
                 self.attempts += 1;
                 if self.attempts >= ATTEMPTS_MAX {
-                    return Err(Error::new(ErrorKind::Contended, "too many concurrent changes of the same keys"));
+                    return Err(Error::new(
+                        ErrorKind::Contended,
+                        "too many concurrent changes of the same keys",
+                    ));
                 }
                 // The first conflicts are retried at once: the winner has committed already, so someone made progress.
                 if self.attempts > 4 {

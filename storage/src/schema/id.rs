@@ -26,6 +26,13 @@ macro_rules! id {
             pub fn generate(now: Timestamp) -> Self {
                 Self(generate(now))
             }
+
+            /// No id that was generated at `time` or later is smaller.
+            pub fn first_at(time: Timestamp) -> Self {
+                let mut id = [0; 16];
+                set_time(&mut id, time);
+                Self(id)
+            }
         }
 
         impl fmt::Display for $name {
@@ -85,16 +92,22 @@ pub(crate) fn random_u64() -> u64 {
 fn generate(now: Timestamp) -> [u8; 16] {
     let mut id = [0; 16];
     fill_random(&mut id);
-    let time = now.0.to_be_bytes();
-    for (to, from) in id.iter_mut().zip(time.iter().skip(2)) {
+    set_time(&mut id, now);
+    id
+}
+
+/// The low 48 bits of the time, which last until the year 10889.
+fn set_time(id: &mut [u8; 16], time: Timestamp) {
+    for (to, from) in id.iter_mut().zip(time.0.to_be_bytes().iter().skip(2)) {
         *to = *from;
     }
-    id
 }
 
 fn fill_random(bytes: &mut [u8]) {
     use ring::rand::{SecureRandom, SystemRandom};
-    SystemRandom::new().fill(bytes).expect("the operating system's random source works");
+    SystemRandom::new()
+        .fill(bytes)
+        .expect("the operating system's random source works");
 }
 
 #[cfg(test)]

@@ -1,0 +1,135 @@
+//! Buckets: create, look up, list, tag, delete.
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
+    schema::{BucketId, BucketName, BucketRecord, Keys, Tags, decode, encode},
+    staging::get,
+    store::Store,
+};
+
+impl Store {
+    /// Creates a bucket.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::BucketAlreadyExists`]; [`ErrorKind::Io`] if the index fails.
+    pub async fn create_bucket(
+        &self,
+        name: &BucketName,
+        region: Option<String>,
+        tags: Tags,
+        owner: String,
+    ) -> Result<BucketRecord> {
+        let now = self.now();
+        let record = BucketRecord {
+            id: BucketId::generate(now),
+            created: now,
+            region,
+            tags,
+            owner,
+        };
+        let bytes = encode(&record);
+        transact!(&self.core.kv, |txn| {
+            let key = Keys::bucket(name);
+            if txn.get(&key).await?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::BucketAlreadyExists,
+                    format!("bucket {name} exists already"),
+                ));
+            }
+            txn.put(key, bytes.clone())
+        });
+        Ok(record)
+    }
+
+    /// What is known of a bucket.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn bucket(&self, name: &BucketName) -> Result<BucketRecord> {
+        require_bucket(&mut self.begin().await?, name).await
+    }
+
+    /// Buckets by name, at most `limit`, beginning after `after`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn list_buckets(
+        &self,
+        after: Option<&BucketName>,
+        limit: usize,
+    ) -> Result<Vec<(BucketName, BucketRecord)>> {
+        let mut range = Keys::buckets();
+        if let Some(after) = after {
+            // A name ends in a letter or digit, so no name lies between it and itself followed by NUL.
+            range.start = [&Keys::bucket(after)[..], &[0]].concat().into();
+        }
+        let limit = limit.clamp(1, SCAN_ROWS_MAX);
+        let page = self
+            .begin()
+            .await?
+            .scan(&Scan {
+                range,
+                limit,
+                order: Order::Ascending,
+            })
+            .await?;
+        page.rows
+            .iter()
+            .map(|(key, record)| {
+                let name = std::str::from_utf8(key.get(1..).unwrap_or_default())
+                    .map_err(|e| Error::corrupt("the index holds a bucket whose name is not text").caused_by(e))?;
+                Ok((name.parse()?, decode(record)?))
+            })
+            .collect()
+    }
+
+    /// Changes the record of a bucket. `change` may run several times.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Io`] if the index fails.
+    pub async fn update_bucket(
+        &self,
+        name: &BucketName,
+        change: impl Fn(&mut BucketRecord) + Send + Sync,
+    ) -> Result<BucketRecord> {
+        let record = transact!(&self.core.kv, |txn| {
+            let mut record = require_bucket(&mut txn, name).await?;
+            change(&mut record);
+            txn.put(Keys::bucket(name), encode(&record))?;
+            Ok(record)
+        });
+        Ok(record)
+    }
+
+    /// Deletes an empty bucket.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::BucketNotEmpty`] if it holds objects or uploads in progress.
+    pub async fn delete_bucket(&self, name: &BucketName) -> Result<()> {
+        transact!(&self.core.kv, |txn| {
+            let record = require_bucket(&mut txn, name).await?;
+            // Both ranges are protected: an object or upload that is being added meets a conflict, or we do.
+            if txn.any(Keys::objects(record.id, b"")).await? || txn.any(Keys::uploads(record.id, b"")).await? {
+                return Err(Error::new(
+                    ErrorKind::BucketNotEmpty,
+                    format!("bucket {name} still holds objects or uploads in progress"),
+                ));
+            }
+            txn.delete(Keys::bucket(name))
+        });
+        Ok(())
+    }
+}
+
+/// The record of bucket `name`.
+pub(crate) async fn require_bucket(txn: &mut Txn, name: &BucketName) -> Result<BucketRecord> {
+    get(txn, &Keys::bucket(name))
+        .await?
+        .ok_or_else(|| Error::new(ErrorKind::NoSuchBucket, format!("bucket {name} does not exist")))
+}

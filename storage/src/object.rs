@@ -1,0 +1,330 @@
+//! Objects: put, open, delete, and changes of what is known of them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    blob::BlobId,
+    bucket::require_bucket,
+    clock::Timestamp,
+    error::{Error, ErrorKind, Result},
+    job::{Fence, NewJob, check_fence, enqueue},
+    kv::{Txn, transact},
+    pin::Pin,
+    read::ObjectReader,
+    schema::{
+        BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, JobId, Keys, LayoutId, LayoutRecord,
+        LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, decode, encode,
+    },
+    staging::{Content, get},
+    store::Store,
+};
+
+/// Jobs that an object remembers; the oldest are forgotten first.
+const JOBS_MAX: usize = 16;
+/// How often an object that is replaced while it is being opened is looked up again.
+const OPEN_ATTEMPTS_MAX: usize = 16;
+
+/// What a put makes of its content.
+#[derive(Debug)]
+pub struct NewObject {
+    /// The bytes.
+    pub content: Content,
+    /// As in [`ObjectRecord::etag`].
+    pub etag: String,
+    /// As in [`ObjectRecord::headers`].
+    pub headers: ContentHeaders,
+    /// As in [`ObjectRecord::metadata`].
+    pub metadata: BTreeMap<String, String>,
+    /// As in [`ObjectRecord::tags`].
+    pub tags: Tags,
+    /// As in [`ObjectRecord::checksum`].
+    pub checksum: Option<Checksum>,
+    /// As in [`ObjectRecord::part_sizes`].
+    pub part_sizes: Vec<PartSize>,
+    /// As in [`ObjectRecord::annotations`].
+    pub annotations: BTreeMap<String, String>,
+    /// As in [`ObjectRecord::owner`].
+    pub owner: String,
+    /// Kept from a source; `None` for now.
+    pub last_modified: Option<Timestamp>,
+    /// When it may be written.
+    pub condition: WriteCondition,
+    /// The lease of the job that writes it, if a job does.
+    pub fence: Option<Fence>,
+}
+
+/// What must hold of the current version for a write to go ahead. Checked in the transaction that writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum WriteCondition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// There is none (`If-None-Match: *`).
+    Absent,
+    /// Its `ETag` is this (`If-Match`).
+    ETagIs(String),
+    /// There is none, or its annotation `name` has this value: a job replaces only what it made itself.
+    AbsentOrAnnotated {
+        /// The annotation.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// What a put did.
+#[derive(Debug, Clone)]
+pub struct PutOutcome {
+    /// The version written.
+    pub record: ObjectRecord,
+    /// The bucket it is in, as of the same transaction.
+    pub bucket: BucketRecord,
+}
+
+/// An object version that is open: its blobs stay until this is dropped.
+#[derive(Debug, Clone)]
+pub struct OpenObject {
+    /// What is known of it.
+    pub record: ObjectRecord,
+    /// The bucket it is in.
+    pub bucket: BucketRecord,
+    pin: Arc<Pin>,
+    store: Store,
+}
+
+impl OpenObject {
+    /// Reads its bytes.
+    pub fn reader(&self) -> ObjectReader {
+        ObjectReader::new(
+            Arc::clone(&self.store.core.blobs),
+            Arc::new(self.record.layout.clone()),
+            self.pin(),
+        )
+    }
+
+    pub(crate) fn pin(&self) -> Arc<Pin> {
+        Arc::clone(&self.pin)
+    }
+}
+
+impl Store {
+    /// Commits `new` as the current version of `key`, and releases the version it replaces.
+    ///
+    /// `complete` sees the bucket and the record as they will be written, may add to the record, and returns jobs to queue
+    /// in the same transaction. It may run several times.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is
+    /// lost or the content took too long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
+    pub async fn put_object(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        new: NewObject,
+        complete: impl Fn(&BucketRecord, &mut ObjectRecord) -> Result<Vec<NewJob>> + Send + Sync,
+    ) -> Result<PutOutcome> {
+        let NewObject {
+            mut content,
+            condition,
+            fence,
+            ..
+        } = new;
+        content.staging.adopt_early().await?;
+        let draft = ObjectRecord {
+            layout_id: content.layout_id(),
+            layout: content.layout.clone(),
+            last_modified: new.last_modified.unwrap_or_else(|| self.now()),
+            etag: new.etag,
+            headers: new.headers,
+            metadata: new.metadata,
+            tags: new.tags,
+            checksum: new.checksum,
+            part_sizes: new.part_sizes,
+            annotations: new.annotations,
+            jobs: Vec::new(),
+            owner: new.owner,
+            replication: BTreeMap::new(),
+        };
+        let outcome = transact!(&self.core.kv, |txn| {
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            check_fence(&mut txn, fence.as_ref()).await?;
+            content.staging.commit(&mut txn, LayoutState::Held).await?;
+            let mut record = draft.clone();
+            let jobs = complete(&bucket, &mut record)?;
+            let record = write_object(&mut txn, self.now(), &bucket, key, record, &condition, &jobs).await?;
+            Ok(PutOutcome { record, bucket })
+        });
+        content.staging.committed();
+        self.core.swept.notify_one();
+        self.core.queued.notify_waiters();
+        Ok(outcome)
+    }
+
+    /// Opens the current version of `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchKey`]; [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn open_object(&self, bucket: &BucketName, key: &ObjectKey) -> Result<OpenObject> {
+        for _ in 0..OPEN_ATTEMPTS_MAX {
+            let mut txn = self.begin().await?;
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            let record = require_object(&mut txn, bucket.id, key).await?;
+            if let Some(pin) = self.core.pins.pin(record.layout_id) {
+                return Ok(OpenObject {
+                    record,
+                    bucket,
+                    pin: Arc::new(pin),
+                    store: self.clone(),
+                });
+            }
+            // It was replaced and its sweep has begun since the snapshot: there is a newer version, or none.
+        }
+        Err(Error::new(
+            ErrorKind::Contended,
+            format!("{key} is being replaced all the time"),
+        ))
+    }
+
+    /// Deletes the current version of `key`. Says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Io`] if the index fails.
+    pub async fn delete_object(&self, bucket: &BucketName, key: &ObjectKey) -> Result<bool> {
+        let existed = transact!(&self.core.kv, |txn| {
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            let row = Keys::object(bucket.id, key.as_str().as_bytes());
+            let Some(record) = get::<ObjectRecord>(&mut txn, &row).await? else {
+                return Ok(false);
+            };
+            txn.delete(row)?;
+            release(&mut txn, record.layout_id, self.now()).await?;
+            Ok(true)
+        });
+        self.core.swept.notify_one();
+        Ok(existed)
+    }
+
+    /// Changes the record of the current version of `key` in place, and queues jobs with it.
+    ///
+    /// `change` may run several times. It cannot change layout and identity: what it does to them is undone.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchKey`]; [`ErrorKind::PreconditionFailed`] if the current version's
+    /// layout is not `expected`, where one is; the error of `change`.
+    pub async fn update_object(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        expected: Option<LayoutId>,
+        change: impl Fn(&BucketRecord, &mut ObjectRecord) -> Result<Vec<NewJob>> + Send + Sync,
+    ) -> Result<ObjectRecord> {
+        let record = transact!(&self.core.kv, |txn| {
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            let mut record = require_object(&mut txn, bucket.id, key).await?;
+            if expected.is_some_and(|expected| expected != record.layout_id) {
+                return Err(Error::new(
+                    ErrorKind::PreconditionFailed,
+                    format!("{key} was replaced meanwhile"),
+                ));
+            }
+            let (layout_id, layout) = (record.layout_id, record.layout.clone());
+            let jobs = change(&bucket, &mut record)?;
+            record.layout_id = layout_id;
+            record.layout = layout;
+            add_jobs(&mut txn, self.now(), &mut record, &jobs)?;
+            txn.put(Keys::object(bucket.id, key.as_str().as_bytes()), encode(&record))?;
+            Ok(record)
+        });
+        self.core.queued.notify_waiters();
+        Ok(record)
+    }
+
+    /// The blobs that the extents of an open object lie in, each once, in no particular order, those of its pages too.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] or [`ErrorKind::Io`] if its layout cannot be read.
+    pub async fn blobs_of(&self, object: &OpenObject) -> Result<Vec<BlobId>> {
+        crate::replica::blobs_of(&self.core.blobs, &object.record.layout).await
+    }
+}
+
+/// Writes `record` as the current version, with its jobs, and releases the version it replaces.
+pub(crate) async fn write_object(
+    txn: &mut Txn,
+    now: Timestamp,
+    bucket: &BucketRecord,
+    key: &ObjectKey,
+    mut record: ObjectRecord,
+    condition: &WriteCondition,
+    jobs: &[NewJob],
+) -> Result<ObjectRecord> {
+    let row = Keys::object(bucket.id, key.as_str().as_bytes());
+    let current: Option<ObjectRecord> = get(txn, &row).await?;
+    check_condition(condition, key, current.as_ref())?;
+    if let Some(current) = current
+        && current.layout_id != record.layout_id
+    {
+        release(txn, current.layout_id, now).await?;
+    }
+    add_jobs(txn, now, &mut record, jobs)?;
+    txn.put(row, encode(&record))?;
+    Ok(record)
+}
+
+/// Queues `jobs` and notes them in the record.
+fn add_jobs(txn: &mut Txn, now: Timestamp, record: &mut ObjectRecord, jobs: &[NewJob]) -> Result<()> {
+    for job in jobs {
+        let id: JobId = enqueue(txn, now, job.clone())?;
+        record.jobs.push(id);
+    }
+    let surplus = record.jobs.len().saturating_sub(JOBS_MAX);
+    record.jobs.drain(..surplus);
+    Ok(())
+}
+
+fn check_condition(condition: &WriteCondition, key: &ObjectKey, current: Option<&ObjectRecord>) -> Result<()> {
+    let (holds, wanted) = match condition {
+        WriteCondition::Always => (true, String::new()),
+        WriteCondition::Absent => (current.is_none(), "it exists already".to_owned()),
+        WriteCondition::ETagIs(etag) => match current {
+            None => return Err(Error::new(ErrorKind::NoSuchKey, format!("{key} does not exist"))),
+            Some(current) => (current.etag == *etag, format!("its ETag is {}", current.etag)),
+        },
+        WriteCondition::AbsentOrAnnotated { name, value } => (
+            current.is_none_or(|current| current.annotations.get(name) == Some(value)),
+            format!("an object is there that was not derived from {value}"),
+        ),
+    };
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::new(
+            ErrorKind::PreconditionFailed,
+            format!("{key} is not written: {wanted}"),
+        ))
+    }
+}
+
+/// The record of the current version of `key`.
+pub(crate) async fn require_object(txn: &mut Txn, bucket: BucketId, key: &ObjectKey) -> Result<ObjectRecord> {
+    match txn.get(&Keys::object(bucket, key.as_str().as_bytes())).await? {
+        Some(record) => decode(&record),
+        None => Err(Error::new(ErrorKind::NoSuchKey, format!("{key} does not exist"))),
+    }
+}
+
+/// Notes that nothing has `layout` any more, and has the sweep look at it.
+pub(crate) async fn release(txn: &mut Txn, layout: LayoutId, now: Timestamp) -> Result<()> {
+    let key = Keys::layout(layout);
+    let Some(mut record) = get::<LayoutRecord>(txn, &key).await? else {
+        return Ok(());
+    };
+    record.state = LayoutState::Released;
+    txn.put(key, encode(&record))?;
+    txn.put(Keys::dead_layout(layout), encode(&DeadLayout { not_before: now }))
+}

@@ -1,0 +1,102 @@
+//! Buckets.
+
+use std::{fmt, str::FromStr};
+
+use minicbor::{Decode, Encode};
+
+use super::{BucketId, Tags};
+use crate::{
+    clock::Timestamp,
+    error::{Error, ErrorKind, Result},
+};
+
+/// A bucket's name: 3 to 63 lower-case letters, digits, hyphens and dots, as in the S3 User Guide, "Bucket naming rules".
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BucketName(String);
+
+impl BucketName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BucketName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = name.as_bytes();
+        let legal = (3..=63).contains(&bytes.len())
+            && bytes.iter().all(|&byte| edge(byte) || byte == b'-' || byte == b'.')
+            && bytes.first().is_some_and(|&byte| edge(byte))
+            && bytes.last().is_some_and(|&byte| edge(byte))
+            && !name.contains("..")
+            && name.parse::<std::net::Ipv4Addr>().is_err();
+        if !legal {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "{:?} is not a bucket name: 3 to 63 lower-case letters, digits, hyphens and single dots, \
+                     beginning and ending with a letter or digit, and not an IP address",
+                    name.chars().take(64).collect::<String>()
+                ),
+            ));
+        }
+        Ok(Self(name.to_owned()))
+    }
+}
+
+impl fmt::Display for BucketName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is known of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct BucketRecord {
+    /// Its id; objects live under it.
+    #[n(0)]
+    pub id: BucketId,
+    /// When it was created.
+    #[n(1)]
+    pub created: Timestamp,
+    /// The region it was created in: its home zone, if it was given one.
+    #[n(2)]
+    pub region: Option<String>,
+    /// Its tags.
+    #[n(3)]
+    pub tags: Tags,
+    /// The access key of the user who created it.
+    #[n(4)]
+    pub owner: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_names_follow_the_naming_rules() {
+        for good in ["abc", "a-b.c", "0aa", &"a".repeat(63)] {
+            assert!(good.parse::<BucketName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "ab",
+            "Abc",
+            "a_b",
+            "-ab",
+            "ab-",
+            "a..b",
+            "192.168.0.1",
+            &"a".repeat(64),
+            "a/b",
+            ".ab",
+            "äbc",
+        ] {
+            assert!(bad.parse::<BucketName>().is_err(), "{bad}");
+        }
+    }
+}

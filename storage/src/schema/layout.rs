@@ -1,0 +1,55 @@
+//! Who owns blobs, who borrows them, and what is to be cleared.
+
+use minicbor::{Decode, Encode};
+
+use crate::clock::Timestamp;
+
+/// A layout that owns blobs or borrows some of another layout's.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LayoutRecord {
+    /// Whether something still names it.
+    #[n(0)]
+    pub state: LayoutState,
+    /// Whether it owns blobs; if not, a copy of it borrows from the same owners instead of from it.
+    #[n(1)]
+    pub owns_blobs: bool,
+}
+
+/// The life of a layout. It only moves forward, except that a replica may hold a released one again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum LayoutState {
+    /// An object version or an upload in progress has it.
+    #[n(0)]
+    Held,
+    /// Nothing has it any more; it stays as long as others borrow its blobs.
+    #[n(1)]
+    Released,
+    /// It is being swept; nothing may borrow from it any more.
+    #[n(2)]
+    Dying,
+}
+
+/// A blob in use.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct BlobRecord {
+    /// Its length in bytes.
+    #[n(0)]
+    pub len: u64,
+}
+
+/// A blob that is being written, or is sealed and waits for its layout.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct IntentRecord {
+    /// After this the sweep may take it, and its writer can no longer commit.
+    #[n(0)]
+    pub expires: Timestamp,
+}
+
+/// A layout that the sweep shall look at.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DeadLayout {
+    /// Not before this time.
+    #[n(0)]
+    pub not_before: Timestamp,
+}

@@ -1,0 +1,70 @@
+//! The records the index holds, one type a file, and the keys they live under.
+//!
+//! Every key begins with one byte that names its table:
+//!
+//! | table | key after the table byte | value |
+//! | --- | --- | --- |
+//! | `B` | bucket name | [`BucketRecord`] |
+//! | `O` | bucket id, object key | [`ObjectRecord`] of the current version |
+//! | `U` | bucket id, object key, NUL, upload id | [`UploadRecord`] |
+//! | `P` | upload id, part number | [`PartRecord`] |
+//! | `E` | upload id | [`EndedUpload`]: parts to clear in the background |
+//! | `L` | layout id | [`LayoutRecord`], if the layout owns blobs or borrows some |
+//! | `X` | owner's layout id, blob index | [`BlobRecord`]: a blob in use |
+//! | `I` | owner's layout id, blob index | [`IntentRecord`]: a blob being written |
+//! | `A` | layout id, owner's layout id | empty: the first layout borrows blobs of the second |
+//! | `C` | owner's layout id, layout id | empty: the same fact, found from the owner |
+//! | `D` | layout id | [`DeadLayout`]: to be looked at by the sweep |
+//! | `J` | job id | [`JobRecord`](crate::job::JobRecord) |
+//! | `Q` | due time, job id | empty: when the job wants a worker |
+//! | `S` | name | a peer server |
+//! | `M` | name | facts about the store itself, such as its format version |
+//!
+//! Ids are 16 bytes, numbers big-endian, so that keys sort as their parts do. Values are CBOR arrays with numbered
+//! fields (RFC 8949), so that a later version can add fields that an earlier record lacks.
+
+mod bucket;
+mod id;
+mod key;
+mod layout;
+mod object;
+mod upload;
+
+pub(crate) use self::id::random_u64;
+pub use self::{
+    bucket::{BucketName, BucketRecord},
+    id::{BucketId, JobId, LayoutId},
+    key::ObjectKey,
+    layout::{BlobRecord, DeadLayout, IntentRecord, LayoutRecord, LayoutState},
+    object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
+    upload::{EndedUpload, PartNumber, PartRecord, UploadRecord},
+};
+pub(crate) use key::{Keys, upload_key_parts};
+
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+
+use crate::error::{Error, Result};
+
+/// The format of what this version writes. A store of another format is not opened.
+pub(crate) const FORMAT_VERSION: u64 = 1;
+
+/// Renders a record.
+pub(crate) fn encode<T: Encode<()>>(record: &T) -> Bytes {
+    minicbor::to_vec(record).expect("writing to memory cannot fail").into()
+}
+
+/// Reads a record back.
+///
+/// # Errors
+///
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) naming the record's type.
+pub(crate) fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T> {
+    minicbor::decode(bytes)
+        .map_err(|e| Error::corrupt(format!("the index holds a damaged {}", short_name::<T>())).caused_by(e))
+}
+
+fn short_name<T>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    name.rsplit("::").next().unwrap_or(name)
+}

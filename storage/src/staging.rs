@@ -1,0 +1,400 @@
+//! Content on its way into the store: blobs with intents, borrowed blobs, and the commit that makes them an object's.
+//!
+//! The steps are those of the crate's doc. A [`Staging`] that is dropped before its commit has its blobs discarded. That
+//! is safe even where nobody knows whether the commit happened: discarding removes the intent in a transaction, and
+//! leaves a blob alone that has become one in use; a commit that comes later misses the intent.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::{
+    blob::{BlobId, BlobWriter},
+    error::{Error, ErrorKind, Result},
+    kv::{Durability, Txn, transact},
+    layout::{Extent, Layout, LayoutBuilder, Piece},
+    pin::Pin,
+    schema::{
+        BlobRecord, DeadLayout, IntentRecord, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode, random_u64,
+    },
+    store::{Core, Store},
+};
+
+/// How long content may be on its way. A writer slower than this cannot commit.
+pub(crate) const INTENT_MILLIS: u64 = 24 * 60 * 60 * 1000;
+/// Most blobs and owners that one transaction commits; beyond it, blobs are adopted in batches beforehand.
+const ADOPT_BATCH: usize = 512;
+/// A layout that borrows from more owners than this is itself borrowed from, rather than each of its owners.
+const LINEAGE_MAX: usize = 64;
+
+/// Blobs that are being written for one layout, and layouts whose blobs it borrows.
+#[derive(Debug)]
+pub struct Staging {
+    core: Arc<Core>,
+    owner: LayoutId,
+    /// Sealed or not; in the order of their creation.
+    blobs: Vec<Staged>,
+    borrows: BTreeSet<LayoutId>,
+    /// Kept from the sweep until the borrowing is committed.
+    pins: Vec<Arc<Pin>>,
+    /// Whether dropping it discards its blobs.
+    armed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Staged {
+    index: u64,
+    len: u64,
+}
+
+/// A layout with everything it needs sealed, ready to be committed.
+#[derive(Debug)]
+pub struct Content {
+    pub(crate) layout: Layout,
+    pub(crate) staging: Staging,
+}
+
+impl Content {
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.layout.size()
+    }
+
+    /// Its layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The id its layout will have.
+    pub fn layout_id(&self) -> LayoutId {
+        self.staging.owner
+    }
+}
+
+impl Staging {
+    pub(crate) fn new(core: Arc<Core>, owner: LayoutId) -> Self {
+        Self {
+            core,
+            owner,
+            blobs: Vec::new(),
+            borrows: BTreeSet::new(),
+            pins: Vec::new(),
+            armed: true,
+        }
+    }
+
+    /// The layout the blobs are for.
+    pub(crate) fn owner(&self) -> LayoutId {
+        self.owner
+    }
+
+    /// Starts a blob: writes its intent, then opens it.
+    pub(crate) async fn create_blob(&mut self) -> Result<(BlobId, Box<dyn BlobWriter>)> {
+        let id = BlobId {
+            owner: self.owner,
+            index: random_u64(),
+        };
+        let writer = self.create_named(id).await?;
+        Ok((id, writer))
+    }
+
+    /// Starts the blob `id`, which must be new here.
+    pub(crate) async fn create_named(&mut self, id: BlobId) -> Result<Box<dyn BlobWriter>> {
+        put_intent(&self.core, id).await?;
+        self.blobs.push(Staged {
+            index: id.index,
+            len: 0,
+        });
+        self.core.blobs.create(id).await
+    }
+
+    /// Makes the blob durable.
+    pub(crate) async fn seal(&mut self, id: BlobId, writer: Box<dyn BlobWriter>) -> Result<()> {
+        let len = writer.seal().await?;
+        self.sealed(id, len);
+        Ok(())
+    }
+
+    /// Notes that the blob was sealed with `len` bytes.
+    pub(crate) fn sealed(&mut self, id: BlobId, len: u64) {
+        if let Some(blob) = self.blobs.iter_mut().find(|blob| blob.index == id.index) {
+            blob.len = len;
+        }
+    }
+
+    /// The indexes of its blobs.
+    pub(crate) fn blob_indexes(&self) -> Vec<u64> {
+        self.blobs.iter().map(|blob| blob.index).collect()
+    }
+
+    /// Lets the layout borrow blobs that `source` refers to. `pin` keeps the source until the commit.
+    pub(crate) async fn borrow_from(&mut self, source: LayoutId, pin: Arc<Pin>) -> Result<()> {
+        self.borrows.extend(lineage(&self.core, source).await?);
+        self.borrows.remove(&self.owner);
+        self.pins.push(pin);
+        Ok(())
+    }
+
+    /// Writes to `txn` what makes the blobs and borrowings those of a layout in `state`. Content with more blobs than a
+    /// transaction should hold has been through [`Staging::adopt_early`] before.
+    pub(crate) async fn commit(&self, txn: &mut Txn, state: LayoutState) -> Result<()> {
+        self.commit_part(txn).await?;
+        let known: Option<LayoutRecord> = get(txn, &Keys::layout(self.owner)).await?;
+        let owns_blobs = !self.blobs.is_empty() || known.as_ref().is_some_and(|known| known.owns_blobs);
+        if owns_blobs || known.is_some() || !self.borrows.is_empty() {
+            if known.is_some_and(|known| known.state == LayoutState::Dying) {
+                return Err(Error::new(
+                    ErrorKind::PreconditionFailed,
+                    "the content took too long and was swept",
+                ));
+            }
+            txn.put(Keys::layout(self.owner), encode(&LayoutRecord { state, owns_blobs }))?;
+            txn.delete(Keys::dead_layout(self.owner))?;
+        }
+        Ok(())
+    }
+
+    /// Writes to `txn` what makes the blobs and borrowings those of an upload in progress, whose layout record exists.
+    pub(crate) async fn commit_part(&self, txn: &mut Txn) -> Result<()> {
+        self.adopt(txn, &self.blobs).await?;
+        for owner in &self.borrows {
+            borrow(txn, self.owner, *owner).await?;
+        }
+        Ok(())
+    }
+
+    /// Adopts blobs in batches, if there are more than one transaction should hold. Until the commit they belong to a
+    /// released layout that the sweep will look at when the intents would have expired.
+    pub(crate) async fn adopt_early(&mut self) -> Result<()> {
+        while self.blobs.len() + self.borrows.len() > ADOPT_BATCH && !self.blobs.is_empty() {
+            let rest = self.blobs.split_off(self.blobs.len().min(ADOPT_BATCH));
+            let batch = std::mem::replace(&mut self.blobs, rest);
+            let core = Arc::clone(&self.core);
+            let not_before = core.clock.now().plus_millis(INTENT_MILLIS);
+            transact!(&core.kv, |txn| {
+                self.adopt(&mut txn, &batch).await?;
+                let record = LayoutRecord {
+                    state: LayoutState::Released,
+                    owns_blobs: true,
+                };
+                txn.put(Keys::layout(self.owner), encode(&record))?;
+                txn.put(Keys::dead_layout(self.owner), encode(&DeadLayout { not_before }))
+            });
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, txn: &mut Txn, blobs: &[Staged]) -> Result<()> {
+        for blob in blobs {
+            let id = BlobId {
+                owner: self.owner,
+                index: blob.index,
+            };
+            adopt_blob(txn, id, blob.len).await?;
+        }
+        Ok(())
+    }
+
+    /// The commit has happened: there is nothing to discard. Without this call, discarding would find it out.
+    pub(crate) fn committed(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.armed {
+            self.core.discard(self.blobs.iter().map(|blob| BlobId {
+                owner: self.owner,
+                index: blob.index,
+            }));
+        }
+    }
+}
+
+/// Notes that the blob `id` is about to be written.
+pub(crate) async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
+    let intent = encode(&IntentRecord {
+        expires: core.clock.now().plus_millis(INTENT_MILLIS),
+    });
+    transact!(&core.kv, |txn| {
+        txn.set_durability(Durability::Buffered);
+        txn.put(Keys::intent(id), intent.clone())
+    });
+    Ok(())
+}
+
+/// Turns the intent of a sealed blob, which must still be there, into a blob in use.
+pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()> {
+    let intent = Keys::intent(id);
+    if txn.get(&intent).await?.is_none() {
+        return Err(Error::new(
+            ErrorKind::PreconditionFailed,
+            format!("the intent of blob {id} has expired: the content took longer than a day"),
+        ));
+    }
+    txn.delete(intent)?;
+    txn.put(Keys::blob(id), encode(&BlobRecord { len }))
+}
+
+/// Notes that `layout` borrows blobs of `owner`, which must not be dying.
+pub(crate) async fn borrow(txn: &mut Txn, layout: LayoutId, owner: LayoutId) -> Result<()> {
+    let record: Option<LayoutRecord> = get(txn, &Keys::layout(owner)).await?;
+    if record.is_none_or(|record| record.state == LayoutState::Dying) {
+        return Err(Error::new(
+            ErrorKind::PreconditionFailed,
+            format!("the source layout {owner} is gone"),
+        ));
+    }
+    txn.put(Keys::borrows(layout, owner), Bytes::new())?;
+    txn.put(Keys::borrower(owner, layout), Bytes::new())
+}
+
+/// Whose blobs the extents of `layout` lie in: its own, if it has any, and those it borrows.
+pub(crate) async fn lineage(core: &Core, layout: LayoutId) -> Result<BTreeSet<LayoutId>> {
+    let mut txn = Txn::begin(&core.kv).await?;
+    let mut owners = BTreeSet::new();
+    let Some(record) = get::<LayoutRecord>(&mut txn, &Keys::layout(layout)).await? else {
+        return Ok(owners);
+    };
+    let rows = txn
+        .scan(&crate::kv::Scan {
+            range: Keys::borrows_of(layout),
+            limit: LINEAGE_MAX,
+            order: crate::kv::Order::Ascending,
+        })
+        .await?;
+    if rows.more {
+        owners.insert(layout);
+        return Ok(owners);
+    }
+    for (key, _) in rows.rows {
+        owners.insert(LayoutId(Keys::parse_last_id(&key)?));
+    }
+    if record.owns_blobs {
+        owners.insert(layout);
+    }
+    Ok(owners)
+}
+
+/// Reads and decodes a record.
+pub(crate) async fn get<T: for<'b> minicbor::Decode<'b, ()>>(txn: &mut Txn, key: &[u8]) -> Result<Option<T>> {
+    txn.get(key).await?.map(|bytes| decode(&bytes)).transpose()
+}
+
+/// Builds content piece by piece: new bytes, zeros, and ranges of an object that is open.
+#[derive(Debug)]
+pub struct ContentBuilder {
+    staging: Staging,
+    layout: LayoutBuilder,
+}
+
+impl ContentBuilder {
+    /// Adds `len` zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails.
+    pub async fn push_zeros(&mut self, len: u64) -> Result<()> {
+        self.layout
+            .push(
+                &mut self.staging,
+                Piece {
+                    len,
+                    extent: Extent::Zero,
+                },
+            )
+            .await
+    }
+
+    /// Adds new bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails.
+    pub async fn push_bytes(&mut self, bytes: Bytes) -> Result<()> {
+        self.layout.push_bytes(&mut self.staging, bytes).await
+    }
+
+    /// Adds an extent of a source given to [`Store::content_builder`].
+    pub(crate) async fn push_piece(&mut self, piece: Piece) -> Result<()> {
+        self.layout.push(&mut self.staging, piece).await
+    }
+
+    /// Adds `len` bytes of `source` from `offset` on, by reference.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if the source ends before; [`ErrorKind::Io`] if the disk fails.
+    pub async fn push_range(&mut self, source: &mut crate::ObjectReader, offset: u64, len: u64) -> Result<()> {
+        let mut done = 0;
+        while done < len {
+            let Some(piece) = source.piece_at(offset.saturating_add(done), len - done).await? else {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "the source ends at {} bytes, before {}",
+                        source.size(),
+                        offset.saturating_add(len)
+                    ),
+                ));
+            };
+            done += piece.len;
+            self.push_piece(piece).await?;
+        }
+        Ok(())
+    }
+
+    /// The content of the whole of `source`, by reference and whatever its length: with nothing added, the layout itself
+    /// is shared.
+    pub fn share(self, source: &crate::OpenObject) -> Content {
+        Content {
+            layout: source.record.layout.clone(),
+            staging: self.staging,
+        }
+    }
+
+    /// The content, with everything sealed.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails.
+    pub async fn finish(mut self) -> Result<Content> {
+        let layout = self.layout.finish(&mut self.staging).await?;
+        Ok(Content {
+            layout,
+            staging: self.staging,
+        })
+    }
+}
+
+impl Store {
+    /// Starts new content that may refer to bytes of `source`, if one is given.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn content_builder(&self, source: Option<&crate::OpenObject>) -> Result<ContentBuilder> {
+        self.content_builder_for(LayoutId::generate(self.now()), source).await
+    }
+
+    /// Starts new content whose blobs belong to `owner`, as [`Store::content_builder`] does: for a part of an upload.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn content_builder_for(
+        &self,
+        owner: LayoutId,
+        source: Option<&crate::OpenObject>,
+    ) -> Result<ContentBuilder> {
+        let mut staging = Staging::new(Arc::clone(&self.core), owner);
+        if let Some(source) = source {
+            staging.borrow_from(source.record.layout_id, source.pin()).await?;
+        }
+        Ok(ContentBuilder {
+            staging,
+            layout: LayoutBuilder::new(),
+        })
+    }
+}

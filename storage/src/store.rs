@@ -1,0 +1,124 @@
+//! The store: an index, blobs and a clock, and what all operations share.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, broadcast};
+
+use crate::{
+    blob::{BlobId, Blobs},
+    clock::{Clock, Timestamp},
+    error::{Error, ErrorKind, Result},
+    job::JobRecord,
+    kv::{Kv, Txn, transact},
+    pin::Pins,
+    schema::{FORMAT_VERSION, Keys},
+};
+
+/// Job events that a slow listener may fall behind before it misses some.
+const JOB_EVENTS_MAX: usize = 1024;
+
+/// Everything Lithos keeps. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) core: Arc<Core>,
+}
+
+/// What operations and background work share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) kv: Arc<dyn Kv>,
+    pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Layouts that are being read.
+    pub(crate) pins: Arc<Pins>,
+    /// Blobs whose writer gave up, or that a committed transaction has dropped.
+    pub(crate) discarded: Mutex<Vec<BlobId>>,
+    /// There is something to sweep.
+    pub(crate) swept: Notify,
+    /// There is a job to do.
+    pub(crate) queued: Notify,
+    /// Jobs as they change.
+    pub(crate) job_events: broadcast::Sender<JobRecord>,
+}
+
+impl Store {
+    /// Opens the store over an index and blobs that belong together.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if the index was written in another format; [`ErrorKind::Io`] if it cannot be read.
+    pub async fn open(kv: Arc<dyn Kv>, blobs: Arc<dyn Blobs>, clock: Arc<dyn Clock>) -> Result<Self> {
+        check_format(&kv).await?;
+        let core = Core {
+            kv,
+            blobs,
+            clock,
+            pins: Arc::default(),
+            discarded: Mutex::default(),
+            swept: Notify::new(),
+            queued: Notify::new(),
+            job_events: broadcast::Sender::new(JOB_EVENTS_MAX),
+        };
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    /// The blobs under the objects.
+    pub fn blobs(&self) -> &Arc<dyn Blobs> {
+        &self.core.blobs
+    }
+
+    /// Now, by the store's clock.
+    pub fn now(&self) -> Timestamp {
+        self.core.clock.now()
+    }
+
+    /// Whether the index can be read: what a readiness probe asks.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if it cannot.
+    pub async fn check(&self) -> Result<()> {
+        self.core
+            .kv
+            .snapshot()
+            .await?
+            .get(&Keys::meta("format"))
+            .await
+            .map(|_| ())
+    }
+
+    pub(crate) async fn begin(&self) -> Result<Txn> {
+        Txn::begin(&self.core.kv).await
+    }
+}
+
+impl Core {
+    /// Has the sweep delete blobs that no row of the index needs.
+    pub(crate) fn discard(&self, blobs: impl IntoIterator<Item = BlobId>) {
+        self.discarded
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .extend(blobs);
+        self.swept.notify_one();
+    }
+}
+
+async fn check_format(kv: &Arc<dyn Kv>) -> Result<()> {
+    let found = transact!(kv, |txn| {
+        let key = Keys::meta("format");
+        if let Some(found) = txn.get(&key).await? {
+            return Ok(found);
+        }
+        let ours = Bytes::copy_from_slice(&FORMAT_VERSION.to_be_bytes());
+        txn.put(key, ours.clone())?;
+        Ok(ours)
+    });
+    if found.as_ref() != FORMAT_VERSION.to_be_bytes() {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the index has another format than version {FORMAT_VERSION}, the only one this release reads"),
+        ));
+    }
+    Ok(())
+}
