@@ -1,0 +1,161 @@
+//! Decoding of single compressed clusters.
+
+use std::fmt;
+
+use flate2::{Decompress, FlushDecompress};
+use serde::{Serialize, Serializer};
+use zstd::bulk::Decompressor;
+use zstd::zstd_safe;
+
+use crate::{Error, ErrorKind};
+
+/// How a cluster is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// A raw deflate stream (RFC 1951), which qcow2 calls zlib.
+    Deflate,
+    /// One Zstandard frame (RFC 8878).
+    Zstd,
+}
+
+impl Codec {
+    /// The most that one compressed byte can become; what claims more refers to the same bytes many times.
+    ///
+    /// Deflate needs at least one bit for the length and one for the distance of a match of 258 bytes, hence 1032; Zstandard
+    /// at least four bytes for a block of 128 KiB.
+    pub(crate) const fn expansion_max(self) -> u64 {
+        match self {
+            Self::Deflate => 1032,
+            Self::Zstd => 32 << 10,
+        }
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Deflate => "zlib",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+impl Serialize for Codec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Decodes one cluster: the start of `compressed` must give at least `out.len()` bytes, or, as a Zstandard frame, exactly so many.
+///
+/// What follows the stream is ignored, because formats count compressed bytes in whole sectors. It takes memory for one
+/// decoder, which no frame can make grow: output goes straight to `out`, without a window.
+///
+/// # Errors
+///
+/// [`ErrorKind::Corrupt`] if the stream is broken, too short, or does not fill `out`.
+pub fn decode(codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
+    let expected = out.len();
+    let filled = match codec {
+        Codec::Deflate => inflate(compressed, out),
+        Codec::Zstd => unzstd(compressed, out),
+    };
+    match filled {
+        Ok(len) if len == expected => Ok(()),
+        Ok(len) => Err(Error::corrupt(format!(
+            "{codec} cluster decodes to {len} bytes instead of {expected}"
+        ))),
+        Err(reason) => Err(Error::new(ErrorKind::Corrupt, format!("{codec} cluster: {reason}"))),
+    }
+}
+
+fn inflate(compressed: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    let mut stream = Decompress::new(false);
+    stream
+        .decompress(compressed, out, FlushDecompress::Finish)
+        .map_err(|error| error.to_string())?;
+    Ok(usize::try_from(stream.total_out()).unwrap_or(usize::MAX))
+}
+
+fn unzstd(compressed: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    let frame_len =
+        zstd_safe::find_frame_compressed_size(compressed).map_err(|code| zstd_safe::get_error_name(code).to_owned())?;
+    let frame = compressed.get(..frame_len).unwrap_or(compressed);
+    let mut decoder = Decompressor::new().map_err(|error| error.to_string())?;
+    decoder
+        .decompress_to_buffer(frame, out)
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::write::DeflateEncoder;
+    use std::io::Write;
+
+    fn deflate(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn cluster() -> Vec<u8> {
+        (0..65536_u32).map(|i| u8::try_from(i * i / 7 % 251).unwrap()).collect()
+    }
+
+    fn encoded(codec: Codec, bytes: &[u8]) -> Vec<u8> {
+        match codec {
+            Codec::Deflate => deflate(bytes),
+            Codec::Zstd => zstd::bulk::compress(bytes, 3).unwrap(),
+        }
+    }
+
+    #[test]
+    fn clusters_decode_with_and_without_rest_of_sector() {
+        for codec in [Codec::Deflate, Codec::Zstd] {
+            let mut compressed = encoded(codec, &cluster());
+            let mut out = vec![0; 65536];
+            decode(codec, &compressed, &mut out).unwrap();
+            assert!(out == cluster(), "{codec}");
+            compressed.extend([0xa5; 511]);
+            out.fill(0);
+            decode(codec, &compressed, &mut out).unwrap();
+            assert!(out == cluster(), "{codec} with rest");
+        }
+    }
+
+    #[test]
+    fn broken_short_and_empty_streams_are_corrupt() {
+        for codec in [Codec::Deflate, Codec::Zstd] {
+            let compressed = encoded(codec, &cluster());
+            let short = encoded(codec, &cluster()[..65535]);
+            let half = compressed.len() / 2;
+            for (what, bytes) in [
+                ("short", &short[..]),
+                ("cut", &compressed[..half]),
+                ("empty", &[]),
+                ("noise", &[0xff; 600]),
+            ] {
+                let mut out = vec![0; 65536];
+                let error = decode(codec, bytes, &mut out).expect_err(what);
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{codec} {what}");
+                assert!(error.reason().starts_with(&codec.to_string()), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn zstd_frame_longer_than_the_cluster_is_corrupt() {
+        let mut out = vec![0; 65535];
+        assert!(decode(Codec::Zstd, &encoded(Codec::Zstd, &cluster()), &mut out).is_err());
+    }
+
+    #[test]
+    fn zstd_window_beyond_any_cluster_takes_no_memory() {
+        // Frame header: no content size, a window of 2 GiB; then one last RLE block of 16 bytes.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x83, 0x00, 0x00, 0x41];
+        let mut out = [0; 16];
+        decode(Codec::Zstd, &frame, &mut out).unwrap();
+        assert_eq!(out, [0x41; 16]);
+    }
+}

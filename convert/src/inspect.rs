@@ -1,0 +1,216 @@
+//! Everything that can be said about an image without converting it.
+
+use serde::Serialize;
+
+use crate::map::open_any;
+use crate::plan::Totals;
+use crate::qcow2::header::{
+    COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA, Preamble,
+};
+use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Probe, ReadAt, Signature, probe};
+
+/// What is known of an image.
+///
+/// A broken or refused image has an inspection too: as much as could be read of it, and the [`refusal`](Self::refusal).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The format.
+    pub format: Format,
+    /// Why it is taken to be that.
+    pub evidence: Evidence,
+    /// The size of the image file in bytes.
+    pub file_size: u64,
+    /// The size of the guest's disk in bytes, if the header could be read.
+    pub virtual_size: Option<u64>,
+    /// How many bytes of the disk are not known to be zeros, if the tables could be read.
+    pub allocated_size: Option<u64>,
+    /// Partition tables and file systems at the start of the disk, the most telling first.
+    pub contents: Vec<Signature>,
+    /// What only a qcow2 image has.
+    pub qcow2: Option<Qcow2Details>,
+    /// What a conversion leaves behind, or what an operator should look at; a clause each.
+    pub warnings: Vec<String>,
+    /// Why the image cannot be converted, if it cannot.
+    pub refusal: Option<Refusal>,
+}
+
+/// Why an image cannot be converted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// The sort of reason.
+    pub kind: ErrorKind,
+    /// The whole of the error in words.
+    pub reason: String,
+}
+
+/// What the header of a qcow2 image says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent flags of the format")]
+pub struct Qcow2Details {
+    /// 2 or 3.
+    pub version: u32,
+    /// The version as `qemu-img` calls it: `0.10` or `1.1`.
+    pub compat: &'static str,
+    /// In bytes.
+    pub cluster_size: u64,
+    /// How compressed clusters are compressed, if there are any; unknown types have none.
+    pub compression_type: Option<Codec>,
+    /// How many bytes of the disk are in compressed clusters, if the tables could be read.
+    pub compressed_size: Option<u64>,
+    /// The width of a reference count.
+    pub refcount_bits: u64,
+    /// Whether L2 entries have subclusters.
+    pub extended_l2: bool,
+    /// Whether refcounts may be postponed.
+    pub lazy_refcounts: bool,
+    /// Whether the image was not closed properly, so that refcounts may be wrong.
+    pub dirty: bool,
+    /// Whether the image is marked as corrupt.
+    pub corrupt: bool,
+    /// Whether it has persistent dirty bitmaps.
+    pub bitmaps: bool,
+    /// How many internal snapshots there are.
+    pub snapshot_count: u32,
+    /// How the content is encrypted, if it is.
+    pub encryption: Option<String>,
+    /// The name of the backing file, quoted and escaped. It is never opened.
+    pub backing_file: Option<String>,
+    /// The format of the backing file, quoted and escaped.
+    pub backing_format: Option<String>,
+    /// The name of the external data file, quoted and escaped. It is never opened.
+    pub data_file: Option<String>,
+}
+
+/// Finds out what there is to know about an image, however broken it is.
+///
+/// Walks over the tables once to see what is allocated, and reads the first sectors of the guest's disk.
+///
+/// # Errors
+///
+/// [`Io`](ErrorKind::Io) if the source cannot be read. Anything wrong with the image is a [`Refusal`], not an error.
+pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
+    let Probe { format, evidence } = probe(source)?;
+    let mut inspection = Inspection {
+        format,
+        evidence,
+        file_size: source.size(),
+        virtual_size: None,
+        allocated_size: None,
+        contents: Vec::new(),
+        qcow2: None,
+        warnings: Vec::new(),
+        refusal: None,
+    };
+    let looks = [look_at_header, look_inside];
+    for look in looks {
+        match look(source, &mut inspection) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => {
+                inspection.refusal = Some(Refusal {
+                    kind: error.kind(),
+                    reason: error.to_string(),
+                });
+                break;
+            }
+        }
+    }
+    Ok(inspection)
+}
+
+fn look_at_header(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
+    match inspection.format {
+        Format::Raw => inspection.virtual_size = Some(source.size()),
+        Format::Qcow2 => {
+            let preamble = Preamble::read(source)?;
+            inspection.virtual_size = Some(preamble.header.size);
+            inspection.warnings = warnings(&preamble);
+            inspection.qcow2 = Some(details(&preamble));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
+    let image = open_any(source)?;
+    let totals = Totals::of(&*image, |_| ())?;
+    inspection.allocated_size = Some(totals.copied.saturating_add(totals.decoded));
+    if let Some(qcow2) = &mut inspection.qcow2 {
+        qcow2.compressed_size = Some(totals.decoded);
+    }
+    let head = probe::head(&Guest::new(source, &*image));
+    match head {
+        Ok(head) => inspection.contents = Signature::find_all(&head),
+        Err(error) => inspection.warnings.push(format!(
+            "the first sectors of the disk cannot be read: {}",
+            innermost(&error)
+        )),
+    }
+    Ok(())
+}
+
+fn innermost(error: &Error) -> String {
+    let mut error: &dyn std::error::Error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn warnings(preamble: &Preamble) -> Vec<String> {
+    let Preamble { header, extensions, .. } = preamble;
+    let mut warnings = Vec::new();
+    if header.incompatible & INCOMPATIBLE_DIRTY != 0 {
+        warnings.push("the image was not closed properly; its reference counts may be out of date".to_owned());
+    }
+    if header.snapshot_count > 0 {
+        warnings.push(format!(
+            "{} internal snapshots, which a conversion leaves behind",
+            header.snapshot_count
+        ));
+    }
+    if extensions.bitmaps {
+        warnings.push("persistent dirty bitmaps, which a conversion leaves behind".to_owned());
+    }
+    if !header.size.is_multiple_of(512) {
+        warnings.push(format!("virtual size {} is not a multiple of 512", header.size));
+    }
+    warnings
+}
+
+fn details(preamble: &Preamble) -> Qcow2Details {
+    let Preamble {
+        header,
+        extensions,
+        backing_file,
+        ..
+    } = preamble;
+    let external = header.incompatible & INCOMPATIBLE_EXTERNAL_DATA != 0;
+    let unnamed = external.then(|| "without a name".to_owned());
+    Qcow2Details {
+        version: header.version,
+        compat: if header.version < 3 { "0.10" } else { "1.1" },
+        cluster_size: header.cluster_size(),
+        compression_type: header.codec().ok(),
+        compressed_size: None,
+        refcount_bits: 1_u64.checked_shl(header.refcount_order).unwrap_or_default(),
+        extended_l2: header.is_extended_l2(),
+        lazy_refcounts: header.compatible & COMPATIBLE_LAZY_REFCOUNTS != 0,
+        dirty: header.incompatible & INCOMPATIBLE_DIRTY != 0,
+        corrupt: header.incompatible & INCOMPATIBLE_CORRUPT != 0,
+        bitmaps: extensions.bitmaps,
+        snapshot_count: header.snapshot_count,
+        encryption: match header.crypt_method {
+            0 => extensions.encryption_header.then(|| "unknown".to_owned()),
+            1 => Some("aes".to_owned()),
+            2 => Some("luks".to_owned()),
+            other => Some(format!("method {other}")),
+        },
+        backing_file: backing_file.clone(),
+        backing_format: extensions.backing_format.clone(),
+        data_file: extensions.data_file.clone().or(unnamed),
+    }
+}

@@ -1,0 +1,72 @@
+//! Disk image formats as pure code: what an image is, what its guest sees, and how another file of the same disk looks.
+//!
+//! ```text
+//! bytes ──ReadAt──▶ probe ──▶ open ──▶ Image::map     guest range ─▶ zero | data at | compressed at
+//!                     │                    │
+//!                  inspect               plan ──▶ segments   bytes | zeros | copy | decode
+//! ```
+//!
+//! A [`Plan`] is the whole point: it describes the target file, in order and without a gap, as freshly made tables plus
+//! references into the source. Whoever holds the bytes carries it out: a server turns it into a layout over blobs it already
+//! has, a command line writes a file.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`io`](ReadAt) | the one way bytes come in |
+//! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
+//! | [`map`](Image) | what a guest reads, and from where |
+//! | [`plan`](plan()) | the segments of a target file |
+//! | `qcow2`, `raw` | one module a format: a reader and a planner |
+//! | `safety` | the checks that every format shares |
+//!
+//! A new format is a new module, one arm in [`open`] and one in [`plan`](plan()).
+//!
+//! # What is deliberately absent
+//!
+//! Nothing here opens a path or a socket, spawns a thread or a process, or reads a clock or the environment. Every image is
+//! hostile: a backing file, an external data file and any other name inside an image is data that gets quoted in a refusal,
+//! never a path to open. Tables are compared with the real size of the file before anything is allocated for them, memory does
+//! not grow with the image, and input of any kind ends in an [`Error`] with a reason, never in a panic.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! let source: Arc<dyn lithos_convert::ReadAt> = Arc::new(vec![1_u8; 100_000]);
+//! let image = lithos_convert::open(source)?;
+//! let plan = lithos_convert::plan(image.into(), &"qcow2".parse()?)?;
+//! let covered: u64 = plan.segments().map(|segment| segment.map(|s| s.len())).sum::<Result<_, _>>()?;
+//! assert_eq!(covered, plan.size());
+//! # Ok::<(), lithos_convert::Error>(())
+//! ```
+
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
+mod compression;
+mod error;
+mod format;
+mod guest;
+mod inspect;
+mod io;
+mod map;
+mod plan;
+mod probe;
+mod qcow2;
+mod raw;
+mod safety;
+mod signature;
+mod target;
+
+pub use compression::{Codec, decode};
+pub use error::{Error, ErrorKind};
+pub use format::Format;
+pub use guest::Guest;
+pub use inspect::{Inspection, Qcow2Details, Refusal, inspect};
+pub use io::{ReadAt, Run, RunKind};
+pub use map::{Image, Mapping, open};
+pub use plan::{Plan, Segment, Segments, Totals, plan};
+pub use probe::{Evidence, Probe, probe};
+pub use safety::MAX_VIRTUAL_SIZE;
+pub use signature::Signature;
+pub use target::Target;

@@ -1,0 +1,259 @@
+//! The target file as segments, in order and without a gap.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::sync::Arc;
+
+use crate::map::{Origin, Piece, Pieces};
+use crate::qcow2::planner::{Blueprint, Census};
+use crate::{Codec, Error, Format, Image, Target};
+
+/// A stretch of the target file. None is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// These bytes: a part of a header or table, of at most 64 KiB.
+    Bytes(Vec<u8>),
+    /// Zeros, which a sparse store need not keep.
+    Zeros {
+        /// How many.
+        len: u64,
+    },
+    /// Bytes of the source as they are.
+    Copy {
+        /// Where they start.
+        source_offset: u64,
+        /// How many they are.
+        len: u64,
+    },
+    /// A part of what a compressed cluster of the source [decodes](crate::decode) to.
+    Decode {
+        /// Where the compressed bytes start.
+        source_offset: u64,
+        /// How many there are at most.
+        compressed_len: u64,
+        /// How they are compressed.
+        codec: Codec,
+        /// How many bytes the whole cluster decodes to: at most 2 MiB.
+        len: u64,
+        /// How many of them come before the part.
+        skip: u64,
+        /// How many bytes the part has. It is what the segment covers of the target.
+        take: u64,
+    },
+}
+
+impl Segment {
+    /// How many bytes of the target it covers.
+    #[expect(clippy::len_without_is_empty, reason = "no segment is empty")]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeros { len } | Self::Copy { len, .. } | Self::Decode { take: len, .. } => *len,
+        }
+    }
+
+    /// The segment that puts a piece of the guest's disk into a file.
+    pub(crate) fn of(piece: &Piece) -> Self {
+        match piece.origin {
+            Origin::Zero => Self::Zeros { len: piece.len },
+            Origin::Data { offset } => Self::Copy {
+                source_offset: offset,
+                len: piece.len,
+            },
+            Origin::Compressed {
+                offset,
+                compressed_len,
+                codec,
+                decoded_len,
+                skip,
+            } => Self::Decode {
+                source_offset: offset,
+                compressed_len,
+                codec,
+                len: decoded_len,
+                skip,
+                take: piece.len,
+            },
+        }
+    }
+}
+
+/// Zeros, if there are any.
+pub(crate) fn zeros(len: u64) -> Option<Segment> {
+    (len > 0).then_some(Segment::Zeros { len })
+}
+
+/// What the guest's disk is made of, in bytes of the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Known to be zeros.
+    pub zero: u64,
+    /// Copied from the source.
+    pub copied: u64,
+    /// Decoded from compressed clusters.
+    pub decoded: u64,
+}
+
+impl Totals {
+    /// Walks over the whole image, which reads each of its tables once and finds every error in them.
+    pub(crate) fn of(image: impl Image, mut each: impl FnMut(&Piece)) -> Result<Self, Error> {
+        let (format, file_size) = (image.format(), image.file_size());
+        let mut totals = Self::default();
+        for piece in Pieces::new(image) {
+            let piece = piece?;
+            totals
+                .add(&piece, file_size)
+                .map_err(|error| error.with_format(format))?;
+            each(&piece);
+        }
+        Ok(totals)
+    }
+
+    /// Adds a piece, and refuses an image that refers to more data than its file can hold.
+    ///
+    /// Each byte of a file stands for one place of the disk. Tables that point to the same bytes again and again would
+    /// otherwise make a small file into an enormous amount of work.
+    fn add(&mut self, piece: &Piece, file_size: u64) -> Result<(), Error> {
+        let (sum, bound) = match piece.origin {
+            Origin::Zero => (&mut self.zero, u64::MAX),
+            Origin::Data { .. } => (&mut self.copied, file_size),
+            Origin::Compressed { codec, .. } => (&mut self.decoded, file_size.saturating_mul(codec.expansion_max())),
+        };
+        *sum = sum.saturating_add(piece.len);
+        if *sum > bound {
+            return Err(Error::corrupt(format!(
+                "the tables refer to more data than a file of {file_size} bytes can hold"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How to make a target file from an image.
+///
+/// It holds the image's map and the place of each part of the target, no content.
+#[derive(Clone)]
+pub struct Plan {
+    image: Arc<dyn Image>,
+    totals: Totals,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone)]
+enum Shape {
+    Raw,
+    Qcow2(Arc<Blueprint>),
+}
+
+/// Plans the making of `target` from `image`.
+///
+/// Walks over the map of the whole image once. Making raw from an image gives exactly its virtual size; qcow2 rounds that up
+/// to whole sectors.
+///
+/// # Errors
+///
+/// Whatever [`Image::map`] finds wrong, or [`Corrupt`](crate::ErrorKind::Corrupt) if the image refers to more data than its
+/// file can hold.
+pub fn plan(image: Arc<dyn Image>, target: &Target) -> Result<Plan, Error> {
+    let (totals, shape) = match target.format() {
+        Format::Qcow2 => {
+            let mut census = Census::new(image.virtual_size());
+            let totals = Totals::of(&image, |piece| census.add(piece))?;
+            (totals, Shape::Qcow2(Arc::new(census.finish())))
+        }
+        Format::Raw => (Totals::of(&image, |_| ())?, Shape::Raw),
+        other => return Err(Error::unsupported("images of this format cannot be made").with_format(other)),
+    };
+    Ok(Plan { image, totals, shape })
+}
+
+impl Plan {
+    /// The exact size of the target file in bytes.
+    pub fn size(&self) -> u64 {
+        match &self.shape {
+            Shape::Raw => self.image.virtual_size(),
+            Shape::Qcow2(blueprint) => blueprint.size(),
+        }
+    }
+
+    /// The size of the guest's disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.image.virtual_size()
+    }
+
+    /// What the guest's disk is made of.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The target file, from its first byte to its last. Each call starts anew.
+    ///
+    /// Segments are made as they are asked for, from a bounded amount of memory. An error ends them.
+    pub fn segments(&self) -> Segments {
+        let image = Arc::clone(&self.image);
+        let inner: Box<dyn Iterator<Item = _> + Send> = match &self.shape {
+            Shape::Raw => Box::new(Pieces::new(image).map(|piece| piece.map(|piece| Segment::of(&piece)))),
+            Shape::Qcow2(blueprint) => Box::new(Arc::clone(blueprint).segments(image)),
+        };
+        Segments {
+            inner: Some(inner),
+            left: self.size(),
+        }
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("image", &self.image)
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The segments of a [`Plan`]. They cover the target exactly, or end in an error.
+pub struct Segments {
+    inner: Option<Box<dyn Iterator<Item = Result<Segment, Error>> + Send>>,
+    left: u64,
+}
+
+impl Segments {
+    /// Holds the segments to the size that was planned, in case the source has changed since.
+    fn checked(&mut self, segment: Option<Result<Segment, Error>>) -> Option<Result<Segment, Error>> {
+        let changed = || Some(Err(Error::corrupt("the source has changed while it was read")));
+        match segment {
+            Some(Ok(segment)) => {
+                let Some(left) = self.left.checked_sub(segment.len()) else {
+                    return changed();
+                };
+                self.left = left;
+                Some(Ok(segment))
+            }
+            None if self.left > 0 => changed(),
+            other => other,
+        }
+    }
+}
+
+impl Iterator for Segments {
+    type Item = Result<Segment, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let segment = self.inner.as_mut()?.next();
+        let segment = self.checked(segment);
+        if !matches!(segment, Some(Ok(_))) {
+            self.inner = None;
+        }
+        segment
+    }
+}
+
+impl FusedIterator for Segments {}
+
+impl fmt::Debug for Segments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segments")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}

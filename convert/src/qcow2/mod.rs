@@ -1,0 +1,20 @@
+//! qcow2, versions 2 and 3: reading any, writing plain version 3.
+//!
+//! ```text
+//! header ─┬─▶ L1 table ──▶ L2 tables ──▶ clusters: data, compressed, zero, absent
+//!         └─▶ refcount table ──▶ refcount blocks      not needed for reading
+//! ```
+//!
+//! All numbers are big-endian. Internal snapshots, bitmaps and preallocation are left behind by a conversion; whatever needs
+//! another file or a key is refused.
+//!
+//! Format: QEMU documentation, "Qcow2 Image File Format".
+
+pub(crate) mod compressed;
+pub(crate) mod header;
+pub(crate) mod planner;
+pub(crate) mod reader;
+pub(crate) mod refcount;
+pub(crate) mod table;
+
+pub(crate) use reader::Reader;

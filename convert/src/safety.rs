@@ -1,0 +1,162 @@
+//! The checks that every format shares: bounds, regions, and quoting of names that come from an image.
+//!
+//! A size that has passed [`virtual_size`] or [`Region::inside`] is far below `i64::MAX`, so that sums of a few of them cannot
+//! overflow; code behind these checks may add with `saturating_add`, which is then exact.
+
+use std::fmt::Write;
+
+use crate::{Error, ErrorKind, ReadAt, Run};
+
+/// The largest disk that is accepted: 64 TiB.
+///
+/// VHDX, the largest of the common formats, ends there; and tables made for a disk within it stay small (an L1 table of 1 MiB).
+pub const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+
+/// How much of a foreign name is quoted. qcow2 allows 1023 bytes; a reason should still fit into a log line.
+const MAX_QUOTED_BYTES: usize = 128;
+
+/// Refuses disks beyond [`MAX_VIRTUAL_SIZE`].
+pub(crate) fn virtual_size(size: u64) -> Result<u64, Error> {
+    if size <= MAX_VIRTUAL_SIZE {
+        return Ok(size);
+    }
+    Err(Error::new(
+        ErrorKind::TooLarge,
+        format!("virtual size {size} is more than {MAX_VIRTUAL_SIZE} bytes (64 TiB)"),
+    ))
+}
+
+/// A table or other structure that an image says is somewhere in its file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region {
+    /// As the specification calls it, for the reason.
+    pub(crate) name: &'static str,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+impl Region {
+    /// Refuses a region that does not start at a multiple of `alignment`.
+    pub(crate) fn aligned(self, alignment: u64) -> Result<Self, Error> {
+        if self.offset.is_multiple_of(alignment) {
+            return Ok(self);
+        }
+        Err(Error::corrupt(format!(
+            "{} offset {} is not a multiple of {alignment}",
+            self.name, self.offset
+        )))
+    }
+
+    /// Refuses a region that is not wholly inside of a file of `file_size` bytes.
+    pub(crate) fn inside(self, file_size: u64) -> Result<Self, Error> {
+        if self.offset.checked_add(self.len).is_some_and(|end| end <= file_size) {
+            return Ok(self);
+        }
+        let Self { name, offset, len } = self;
+        Err(Error::corrupt(format!(
+            "{name} of {len} bytes at {offset} reaches beyond the end of the file at {file_size}"
+        )))
+    }
+
+    /// Whether the two share a byte.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.offset < other.offset.saturating_add(other.len) && other.offset < self.offset.saturating_add(self.len)
+    }
+}
+
+/// Reads what `region` names, which has been checked to be inside of the file.
+pub(crate) fn read_region(source: &dyn ReadAt, region: Region) -> Result<Vec<u8>, Error> {
+    let len = usize::try_from(region.len).map_err(|_| Error::new(ErrorKind::TooLarge, region.name))?;
+    let mut bytes = vec![0; len];
+    source
+        .read_exact_at(&mut bytes, region.offset)
+        .map_err(|error| Error::io(region.name, error).at(region.offset))?;
+    Ok(bytes)
+}
+
+/// Fills `buf` with the bytes at `offset` of the image file.
+pub(crate) fn read_into(source: &dyn ReadAt, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+    source
+        .read_exact_at(buf, offset)
+        .map_err(|error| Error::io("the image file", error).at(offset))
+}
+
+/// [`ReadAt::run_at`], held to its contract: never empty, never beyond the end.
+pub(crate) fn run_at(source: &dyn ReadAt, offset: u64) -> Result<Run, Error> {
+    let left = source.size().saturating_sub(offset);
+    let run = source
+        .run_at(offset)
+        .map_err(|error| Error::io("where the holes are", error).at(offset))?;
+    match run.len.min(left) {
+        0 => Err(Error::io("an empty run", std::io::ErrorKind::InvalidData.into()).at(offset)),
+        len => Ok(Run { len, ..run }),
+    }
+}
+
+/// Shows a foreign name in quotes, with everything but plain printable text escaped, and cut to a bounded length.
+pub(crate) fn quote(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let mut quoted = String::from('"');
+    for (index, char) in text.char_indices() {
+        if index >= MAX_QUOTED_BYTES {
+            let _infallible = write!(quoted, "\" (cut, {} bytes in all)", name.len());
+            return quoted;
+        }
+        if char.is_ascii_graphic() && char != '"' && char != '\\' || char == ' ' || char.is_alphanumeric() {
+            quoted.push(char);
+        } else {
+            quoted.extend(char.escape_default());
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_without_control_characters() {
+        for (name, quoted) in [
+            (&b"base.img"[..], "\"base.img\""),
+            (b"a b\"c\\", "\"a b\\\"c\\\\\""),
+            (b"/etc/passwd\n\x1b[2J\0", "\"/etc/passwd\\n\\u{1b}[2J\\u{0}\""),
+            ("über\u{202e}".as_bytes(), "\"über\\u{202e}\""),
+            (b"\xff", "\"\\u{fffd}\""),
+        ] {
+            assert_eq!(quote(name), quoted);
+        }
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        let quoted = quote(&[b'x'; 1023]);
+        assert!(quoted.len() < 170, "{quoted}");
+        assert!(quoted.ends_with("x\" (cut, 1023 bytes in all)"), "{quoted}");
+    }
+
+    #[test]
+    fn regions_are_held_against_the_file() {
+        let region = |offset, len| Region {
+            name: "table",
+            offset,
+            len,
+        };
+        assert!(region(0, 10).inside(10).is_ok());
+        assert!(region(10, 0).inside(10).is_ok());
+        assert!(region(1, 10).inside(10).is_err());
+        assert!(region(u64::MAX, 2).inside(u64::MAX).is_err());
+        assert!(region(512, 1).aligned(512).is_ok());
+        assert!(region(513, 1).aligned(512).is_err());
+        assert!(region(0, 10).overlaps(region(9, 1)));
+        assert!(!region(0, 10).overlaps(region(10, 1)));
+        assert!(region(u64::MAX - 1, 8).overlaps(region(0, u64::MAX)));
+    }
+
+    #[test]
+    fn disks_end_at_64_tib() {
+        assert!(virtual_size(64 << 40).is_ok());
+        assert_eq!(virtual_size((64 << 40) + 1).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+}

@@ -1,0 +1,442 @@
+//! Images that were made to do harm. Each case names the rule that it breaks.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use lithos_convert::{ErrorKind, Image, ReadAt, Run, RunKind, Target, inspect, open, plan};
+
+use crate::support::{Bench, source};
+
+/// A small image with some data, as QEMU makes it: header, refcount table, refcount block, L1 table, L2 table, data.
+fn good() -> Result<Vec<u8>> {
+    let bench = Bench::new()?;
+    bench.qemu_img(&["create", "-f", "qcow2", "disk.qcow2", "1G"])?;
+    bench.qemu_io("disk.qcow2", &["write -P 1 0 200k", "write -P 2 600M 64k"])?;
+    Ok(std::fs::read(bench.path("disk.qcow2"))?)
+}
+
+fn be_u64(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_be_bytes(bytes[offset..offset + 8].try_into().expect("eight bytes"))
+}
+
+fn put(bytes: &mut [u8], offset: usize, value: u64) {
+    bytes[offset..offset + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+fn put_u32(bytes: &mut [u8], offset: usize, value: u32) {
+    bytes[offset..offset + 4].copy_from_slice(&value.to_be_bytes());
+}
+
+fn l1(bytes: &[u8]) -> usize {
+    usize::try_from(be_u64(bytes, 40)).expect("small")
+}
+
+fn l2(bytes: &[u8]) -> usize {
+    usize::try_from(be_u64(bytes, l1(bytes)) & 0xff_ffff_ffff).expect("small")
+}
+
+const COPIED: u64 = 1 << 63;
+
+type Case = (&'static str, fn(&mut Vec<u8>), ErrorKind, &'static str);
+
+const CASES: &[Case] = &[
+    (
+        "version is known",
+        |b| put_u32(b, 4, 9),
+        ErrorKind::Unsupported,
+        "version 9",
+    ),
+    (
+        "clusters are at most 2 MiB",
+        |b| put_u32(b, 20, 63),
+        ErrorKind::Corrupt,
+        "cluster bits 63",
+    ),
+    (
+        "backing files are never opened",
+        |b| {
+            put(b, 8, 0x8000);
+            put_u32(b, 16, 11);
+            b[0x8000..0x800b].copy_from_slice(b"/etc/shadow");
+        },
+        ErrorKind::ReferenceDenied,
+        "backing file \"/etc/shadow\"",
+    ),
+    (
+        "external data files are never opened",
+        |b| put(b, 72, 4),
+        ErrorKind::ReferenceDenied,
+        "external data file",
+    ),
+    (
+        "encryption needs a key",
+        |b| put_u32(b, 32, 2),
+        ErrorKind::Unsupported,
+        "encrypted (LUKS",
+    ),
+    (
+        "images marked corrupt stay alone",
+        |b| put(b, 72, 2),
+        ErrorKind::Corrupt,
+        "incompatible feature bit 1",
+    ),
+    (
+        "unknown incompatible features are",
+        |b| put(b, 72, 1 << 40),
+        ErrorKind::Unsupported,
+        "feature bit 40",
+    ),
+    (
+        "disks are bounded",
+        |b| put(b, 24, u64::MAX),
+        ErrorKind::TooLarge,
+        "virtual size",
+    ),
+    (
+        "disks fit their L1 table",
+        |b| put(b, 24, 1 << 40),
+        ErrorKind::Corrupt,
+        "L1 size 2 is too small",
+    ),
+    (
+        "L1 size is bounded",
+        |b| put_u32(b, 36, u32::MAX),
+        ErrorKind::TooLarge,
+        "L1 table of 34359738360 bytes",
+    ),
+    (
+        "L1 table is in the file",
+        |b| put_u32(b, 36, 4 << 20),
+        ErrorKind::Corrupt,
+        "L1 table of 33554432 bytes",
+    ),
+    (
+        "L1 offset does not overflow",
+        |b| put(b, 40, u64::MAX << 16),
+        ErrorKind::Corrupt,
+        "reaches beyond the end",
+    ),
+    (
+        "L1 table is aligned",
+        |b| put(b, 40, 0x30008),
+        ErrorKind::Corrupt,
+        "L1 table offset",
+    ),
+    (
+        "L1 table is not the header",
+        |b| put(b, 40, 0),
+        ErrorKind::Corrupt,
+        "L1 table overlaps the header",
+    ),
+    (
+        "refcount table is in the file",
+        |b| put(b, 48, 1 << 60),
+        ErrorKind::Corrupt,
+        "refcount table of",
+    ),
+    (
+        "refcount table is bounded",
+        |b| put_u32(b, 56, u32::MAX),
+        ErrorKind::TooLarge,
+        "refcount table of",
+    ),
+    (
+        "refcounts are at most 64 bits",
+        |b| put_u32(b, 96, 40),
+        ErrorKind::Corrupt,
+        "refcount order 40",
+    ),
+    (
+        "header length is in the cluster",
+        |b| put_u32(b, 100, 0xffff_fff8),
+        ErrorKind::Corrupt,
+        "header length",
+    ),
+    (
+        "extensions are in the cluster",
+        |b| put_u32(b, 116, u32::MAX),
+        ErrorKind::Corrupt,
+        "header extension",
+    ),
+    (
+        "snapshots are bounded",
+        |b| put_u32(b, 60, u32::MAX),
+        ErrorKind::TooLarge,
+        "snapshots",
+    ),
+    (
+        "L2 table is in the file",
+        |b| {
+            let at = l1(b);
+            put(b, at, COPIED | 1 << 40);
+        },
+        ErrorKind::Corrupt,
+        "L2 table of 65536 bytes",
+    ),
+    (
+        "L2 table is aligned",
+        |b| {
+            let at = l1(b);
+            put(b, at, COPIED | 0x40200);
+        },
+        ErrorKind::Corrupt,
+        "L2 table offset",
+    ),
+    (
+        "L2 table is not the L1 table",
+        |b| {
+            let at = l1(b);
+            put(b, at, COPIED | at as u64);
+        },
+        ErrorKind::Corrupt,
+        "overlaps the L1 table",
+    ),
+    (
+        "L2 table is not the refcount table",
+        |b| {
+            let at = l1(b);
+            put(b, at, COPIED | 0x10000);
+        },
+        ErrorKind::Corrupt,
+        "overlaps the refcount table",
+    ),
+    (
+        "L1 entry has no reserved bits",
+        |b| {
+            let at = l1(b);
+            put(b, at, 1 << 60);
+        },
+        ErrorKind::Corrupt,
+        "reserved bits",
+    ),
+    (
+        "data is in the file",
+        |b| {
+            let at = l2(b);
+            put(b, at, COPIED | 1 << 50);
+        },
+        ErrorKind::Corrupt,
+        "beyond the end of the file",
+    ),
+    (
+        "data is aligned",
+        |b| {
+            let at = l2(b);
+            put(b, at, COPIED | 0x50200);
+        },
+        ErrorKind::Corrupt,
+        "data cluster offset",
+    ),
+    (
+        "data is not the header",
+        |b| {
+            let at = l2(b);
+            put(b, at, COPIED | 0xff << 48);
+        },
+        ErrorKind::Corrupt,
+        "beyond the end of the file",
+    ),
+    (
+        "data is not the L1 table",
+        |b| {
+            let (at, l1) = (l2(b), l1(b));
+            put(b, at, COPIED | l1 as u64);
+        },
+        ErrorKind::Corrupt,
+        "overlaps the L1 table",
+    ),
+    (
+        "L2 entry has no reserved bits",
+        |b| {
+            let at = l2(b);
+            put(b, at, 2);
+        },
+        ErrorKind::Corrupt,
+        "reserved bits",
+    ),
+    (
+        "compressed cluster is in the file",
+        |b| {
+            let at = l2(b);
+            put(b, at, 1 << 62 | 1 << 50);
+        },
+        ErrorKind::Corrupt,
+        "compressed cluster at",
+    ),
+    (
+        "compressed cluster is not the header",
+        |b| {
+            let at = l2(b);
+            put(b, at, 1 << 62 | 64);
+        },
+        ErrorKind::Corrupt,
+        "overlaps the header",
+    ),
+    (
+        "data is used once",
+        |b| {
+            let at = l2(b);
+            let data = be_u64(b, at);
+            for index in 0..8192 {
+                put(b, at + index * 8, data);
+            }
+        },
+        ErrorKind::Corrupt,
+        "more data than a file of",
+    ),
+    (
+        "compressed data is used once",
+        |b| {
+            let at = l2(b);
+            b.truncate(0x60000);
+            let second = l1(b) + 8;
+            put(b, second, 0);
+            put(b, 24, 1 << 30);
+            for index in 0..8192 {
+                put(b, at + index * 8, 1 << 62 | 0x50000);
+            }
+        },
+        ErrorKind::Corrupt,
+        "more data than a file of",
+    ),
+    (
+        "a cut-off file is noticed",
+        |b| b.truncate(b.len() - 0x20000),
+        ErrorKind::Corrupt,
+        "beyond the end of the file",
+    ),
+    (
+        "a cut-off header is noticed",
+        |b| b.truncate(90),
+        ErrorKind::Corrupt,
+        "inside of the header",
+    ),
+];
+
+#[test]
+fn each_rule_is_held_with_its_reason() -> Result<()> {
+    let good = good()?;
+    for (rule, spoil, kind, reason) in CASES {
+        let mut bytes = good.clone();
+        spoil(&mut bytes);
+        let source: Arc<dyn ReadAt> = Arc::new(bytes);
+        let refused = open(Arc::clone(&source)).and_then(|image| plan(image.into(), &Target::QCOW2));
+        let Err(error) = refused else {
+            anyhow::bail!("{rule}: planned")
+        };
+        ensure!(
+            error.kind() == *kind && error.reason().contains(reason),
+            "{rule}: {error}"
+        );
+        ensure!(error.to_string().starts_with("qcow2: "), "{rule}: {error}");
+        let inspection = inspect(&*source).with_context(|| format!("{rule}: inspection"))?;
+        let refusal = inspection.refusal.with_context(|| format!("{rule}: no refusal"))?;
+        ensure!(
+            refusal.kind == *kind && refusal.reason == error.to_string(),
+            "{rule}: {refusal:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn broken_compressed_cluster_is_found_when_it_is_decoded() -> Result<()> {
+    let mut bytes = good()?;
+    let at = l2(&bytes);
+    put(&mut bytes, at, 1 << 62 | 0x50000);
+    let source: Arc<dyn ReadAt> = Arc::new(bytes);
+    let plan = plan(open(Arc::clone(&source))?.into(), &Target::RAW)?;
+    let error = crate::support::carry_out(&plan, &*source, |_, _| Ok(())).expect_err("it is not deflate");
+    let error = error.downcast::<lithos_convert::Error>()?;
+    ensure!(
+        error.kind() == ErrorKind::Corrupt && error.reason().starts_with("zlib cluster"),
+        "{error}"
+    );
+    Ok(())
+}
+
+/// An image file as large as it claims, of which only the start was written.
+struct Hollow {
+    start: Vec<u8>,
+    size: u64,
+}
+
+impl ReadAt for Hollow {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        assert!(buf.len() <= 2 << 20, "a read of {} bytes", buf.len());
+        buf.fill(0);
+        let start = usize::try_from(offset).map_err(std::io::Error::other)?;
+        if let Some(written) = self.start.get(start..) {
+            let len = written.len().min(buf.len());
+            buf[..len].copy_from_slice(&written[..len]);
+        }
+        Ok(())
+    }
+
+    fn run_at(&self, offset: u64) -> std::io::Result<Run> {
+        Ok(Run {
+            kind: RunKind::Data,
+            len: self.size - offset,
+        })
+    }
+}
+
+#[test]
+fn a_huge_l1_table_that_is_really_there_takes_small_reads() -> Result<()> {
+    let mut start = good()?;
+    start.truncate(0x30000);
+    put(&mut start, 24, 64 << 40);
+    put_u32(&mut start, 36, 4 << 20);
+    let source: Arc<dyn ReadAt> = Arc::new(Hollow { start, size: 64 << 20 });
+    let image: Arc<dyn Image> = open(source)?.into();
+    let plan = plan(image, &Target::QCOW2)?;
+    ensure!(plan.totals().zero == 64 << 40);
+    Ok(())
+}
+
+#[test]
+fn many_l1_entries_for_few_tables_are_refused() -> Result<()> {
+    let mut bytes = good()?;
+    let table = be_u64(&bytes, l1(&bytes));
+    let l1 = l1(&bytes);
+    put(&mut bytes, 24, 100 << 29);
+    put_u32(&mut bytes, 36, 100);
+    for index in 0..100 {
+        put(&mut bytes, l1 + index * 8, table);
+    }
+    let error = open(Arc::new(bytes)).expect_err("one table a hundred times");
+    ensure!(
+        error.reason().starts_with("the L1 table refers to 100 L2 tables"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[test]
+fn refused_formats_are_named() -> Result<()> {
+    let bench = Bench::new()?;
+    for (format, options, name) in [
+        ("vmdk", "subformat=monolithicSparse", "vmdk"),
+        ("vmdk", "subformat=monolithicFlat", "vmdk"),
+        ("vhdx", "subformat=dynamic", "vhdx"),
+        ("vdi", "static=off", "vdi"),
+        ("qed", "table_size=4", "qed"),
+        ("vpc", "subformat=fixed", "vhd"),
+        ("vpc", "subformat=dynamic", "vhd"),
+    ] {
+        bench.qemu_img(&["create", "-f", format, "-o", options, "disk", "1M"])?;
+        let error = open(source(&bench.path("disk"))?).expect_err(format);
+        let expected = format!("{name}: not supported: images of this format are recognised but cannot be read");
+        ensure!(error.to_string() == expected, "{error}");
+        let inspection = inspect(&*source(&bench.path("disk"))?)?;
+        ensure!(
+            inspection.format.name() == name && inspection.refusal.is_some(),
+            "{inspection:?}"
+        );
+    }
+    Ok(())
+}

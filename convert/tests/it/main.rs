@@ -1,0 +1,9 @@
+//! The crate through its public items, judged by QEMU.
+
+#![allow(clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
+
+mod hostile;
+mod property;
+mod qcow2_source;
+mod raw_source;
+mod support;

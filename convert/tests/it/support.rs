@@ -1,0 +1,250 @@
+//! Images to test with, the carrying out of plans, and QEMU as the judge.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use lithos_convert::{Image, Plan, ReadAt, Run, RunKind, Segment, Target, decode, open, plan};
+use tempfile::TempDir;
+
+/// A folder for one test, and the QEMU tools in it.
+pub(crate) struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            folder: TempDir::new()?,
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `tool` in the folder and returns what it prints.
+    pub(crate) fn run(&self, tool: &str, args: &[&str]) -> Result<String> {
+        let output = Command::new(tool)
+            .args(args)
+            .current_dir(self.folder.path())
+            .output()
+            .with_context(|| format!("{tool} cannot be run; install the Debian package qemu-utils"))?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(output.status.success(), "{tool} {args:?}: {}: {said}", output.status);
+        Ok(said)
+    }
+
+    pub(crate) fn qemu_img(&self, args: &[&str]) -> Result<String> {
+        self.run("qemu-img", args)
+    }
+
+    /// Runs `qemu-io` commands such as `write -P 0x5a 1M 64k` on an image.
+    pub(crate) fn qemu_io(&self, name: &str, commands: &[&str]) -> Result<()> {
+        let mut args = Vec::new();
+        for command in commands {
+            args.extend(["-c", command]);
+        }
+        args.push(name);
+        let said = self.run("qemu-io", &args)?;
+        ensure!(
+            !said.contains("failed") && !said.contains("rror"),
+            "qemu-io {commands:?}: {said}"
+        );
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        Ok(std::fs::write(self.path(name), bytes)?)
+    }
+
+    pub(crate) fn open(&self, name: &str) -> Result<Arc<dyn Image>> {
+        Ok(open(source(&self.path(name))?)?.into())
+    }
+
+    /// Converts `from` into `to` by our plan and returns the plan.
+    pub(crate) fn convert(&self, from: &str, to: &str, target: Target) -> Result<Plan> {
+        let source = source(&self.path(from))?;
+        let plan = plan(open(Arc::clone(&source))?.into(), &target)?;
+        let out = File::create(self.path(to))?;
+        carry_out(&plan, &*source, |bytes, offset| out.write_all_at(bytes, offset))?;
+        out.set_len(plan.size())?;
+        Ok(plan)
+    }
+
+    /// Converts to raw and to qcow2 and has QEMU judge both against the source.
+    pub(crate) fn judge(&self, from: &str, format: &str) -> Result<()> {
+        for target in Target::ALL {
+            let to = format!("{from}.out.{target}");
+            self.convert(from, &to, target)?;
+            if target == Target::QCOW2 {
+                let said = self.qemu_img(&["check", &to])?;
+                ensure!(said.contains("No errors were found"), "{said}");
+            }
+            self.qemu_img(&["compare", "-f", format, "-F", &target.to_string(), from, &to])
+                .with_context(|| format!("{from} as {target}"))?;
+        }
+        let (raw, again) = (format!("{from}.out.raw"), format!("{from}.again.raw"));
+        self.convert(&format!("{from}.out.qcow2"), &again, Target::RAW)?;
+        let (raw, again) = (std::fs::read(self.path(&raw))?, std::fs::read(self.path(&again))?);
+        ensure!(
+            again.starts_with(&raw) && again.iter().skip(raw.len()).all(|byte| *byte == 0),
+            "{from} by way of qcow2"
+        );
+        Ok(())
+    }
+}
+
+/// A file, all of it data.
+struct FileSource {
+    file: File,
+    size: u64,
+}
+
+impl ReadAt for FileSource {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+pub(crate) fn source(path: &Path) -> Result<Arc<dyn ReadAt>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    Ok(Arc::new(FileSource { file, size }))
+}
+
+/// Bytes that know their runs of zeros, in steps of `grain`, as a store that does not keep zeros does.
+pub(crate) struct Sparse {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) grain: usize,
+}
+
+impl Sparse {
+    fn is_zero(&self, grain: usize) -> bool {
+        let start = grain * self.grain;
+        let end = (start + self.grain).min(self.bytes.len());
+        self.bytes
+            .get(start..end)
+            .is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
+    }
+}
+
+impl ReadAt for Sparse {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.bytes.read_exact_at(buf, offset)
+    }
+
+    fn run_at(&self, offset: u64) -> io::Result<Run> {
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        let first = offset / self.grain;
+        let zero = self.is_zero(first);
+        let count = self.bytes.len().div_ceil(self.grain);
+        let next = (first..count)
+            .find(|grain| self.is_zero(*grain) != zero)
+            .unwrap_or(count);
+        let end = (next * self.grain).min(self.bytes.len());
+        let kind = if zero { RunKind::Zero } else { RunKind::Data };
+        Ok(Run {
+            kind,
+            len: (end - offset) as u64,
+        })
+    }
+}
+
+/// Writes every segment but zeros, and checks that they cover the target exactly.
+pub(crate) fn carry_out(
+    plan: &Plan,
+    source: &dyn ReadAt,
+    mut write: impl FnMut(&[u8], u64) -> io::Result<()>,
+) -> Result<()> {
+    let mut offset = 0;
+    for segment in plan.segments() {
+        let segment = segment?;
+        let len = segment.len();
+        ensure!(len > 0, "an empty segment at {offset}");
+        match segment {
+            Segment::Bytes(bytes) => {
+                ensure!(len <= 65536, "{len} bytes in one segment");
+                write(&bytes, offset)?;
+            }
+            Segment::Zeros { .. } => {}
+            Segment::Copy { source_offset, len } => {
+                let mut buf = vec![0; usize::try_from(len)?];
+                source.read_exact_at(&mut buf, source_offset)?;
+                write(&buf, offset)?;
+            }
+            Segment::Decode {
+                source_offset,
+                compressed_len,
+                codec,
+                len,
+                skip,
+                take,
+            } => {
+                let mut compressed = vec![0; usize::try_from(compressed_len)?];
+                source.read_exact_at(&mut compressed, source_offset)?;
+                let mut cluster = vec![0; usize::try_from(len)?];
+                decode(codec, &compressed, &mut cluster)?;
+                let (skip, take) = (usize::try_from(skip)?, usize::try_from(take)?);
+                let part = cluster
+                    .get(skip..skip + take)
+                    .context("a part outside of its cluster")?;
+                write(part, offset)?;
+            }
+        }
+        offset += len;
+    }
+    ensure!(
+        offset == plan.size(),
+        "segments end at {offset}, the plan at {}",
+        plan.size()
+    );
+    Ok(())
+}
+
+/// The target as bytes.
+pub(crate) fn build(plan: &Plan, source: &dyn ReadAt) -> Result<Vec<u8>> {
+    let mut target = vec![0; usize::try_from(plan.size())?];
+    carry_out(plan, source, |bytes, offset| target.write_all_at(bytes, offset))?;
+    Ok(target)
+}
+
+trait WriteAt {
+    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+}
+
+impl WriteAt for Vec<u8> {
+    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let place = self
+            .get_mut(start..start + bytes.len())
+            .ok_or(io::ErrorKind::WriteZero)?;
+        place.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Bytes that look random, the same each time for one seed.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).flatten().take(len).collect()
+}
