@@ -1,0 +1,65 @@
+# What people and CI run here. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build demo serve test lint fmt bootstrap
+
+# The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
+clients := $(shell deploy/bootstrap --print-path)
+export PATH := $(clients):$(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
+
+# s3s asks for Rust 1.96 and builds on 1.95: an older toolchain is told to try.
+rustc_minor := $(shell PATH='$(PATH)' rustc --version 2>/dev/null | sed -nE 's/^rustc 1\.([0-9]+).*/\1/p')
+old_rustc := $(shell [ "$(rustc_minor)" -lt 96 ] 2>/dev/null && echo --ignore-rust-version)
+
+# RocksDB's C++ is compiled once for all targets: always the release profile, always the features of the whole workspace.
+cargo_flags := --release --workspace --locked $(old_rustc)
+server := $(abspath $(or $(CARGO_TARGET_DIR),target))/release/lithos
+
+help: ## lists this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## one image, end to end, through two servers; KEEP=1 leaves them running
+	@deploy/bootstrap demo
+	cargo build --bin lithos $(cargo_flags)
+	@LITHOS='$(server)' KEEP='$(KEEP)' deploy/demo
+
+serve: build ## runs a server on ./lithos-data and says how to use it
+	@printf '%s\n' '' \
+	  'S3 on http://127.0.0.1:9000, management on http://127.0.0.1:9001, data in ./lithos-data. Ctrl-C stops it.' \
+	  'Its keys are in ./lithos-data/credentials, unless you set LITHOS_ACCESS_KEY and LITHOS_SECRET_KEY. Try, elsewhere:' '' \
+	  '  export PATH=$(clients):$$PATH' \
+	  '  export AWS_ENDPOINT_URL=http://127.0.0.1:9000 AWS_DEFAULT_REGION=us-east-1' \
+	  '  export AWS_SHARED_CREDENTIALS_FILE=$(CURDIR)/lithos-data/credentials' \
+	  '  aws s3 mb s3://images' \
+	  '  aws s3 cp disk.img s3://images/disk.img' \
+	  "  aws s3api put-object-tagging --bucket images --key disk.img --tagging 'TagSet=[{Key=convert-to,Value=qcow2}]'" \
+	  '  aws s3api head-object --bucket images --key disk.qcow2' ''
+	@exec '$(server)' serve --data lithos-data
+
+build: ## compiles the server
+	@deploy/bootstrap build
+	cargo build --bin lithos $(cargo_flags)
+
+# The doc tests go first: nextest closes with the count of what ran.
+test: ## runs all tests
+	@deploy/bootstrap test
+	cargo test --doc --quiet $(cargo_flags)
+	cargo nextest run $(cargo_flags)
+
+lint: ## format, clippy, docs, scripts, licenses
+	@deploy/bootstrap lint
+	cargo fmt --all --check
+	cargo clippy --all-targets $(cargo_flags) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items $(cargo_flags)
+	@if command -v shellcheck >/dev/null; then set -x; shellcheck deploy/bootstrap deploy/demo .ci/run; \
+	else echo 'lint: no shellcheck for this processor: the scripts were NOT checked' >&2; fi
+	@if command -v cargo-deny >/dev/null; then set -x; cargo deny --locked check bans licenses sources; \
+	else echo 'lint: no cargo-deny here: licenses and sources were NOT checked (cargo install --locked cargo-deny)' >&2; fi
+
+fmt: ## formats the Rust code
+	cargo fmt --all
+
+bootstrap: ## installs what all of these need; each also does so by itself
+	@deploy/bootstrap
