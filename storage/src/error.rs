@@ -31,10 +31,6 @@ pub enum ErrorKind {
     TooLarge,
     /// The body ended before its declared length, or went past it.
     IncompleteBody,
-    /// The body does not have the MD5 the client declared.
-    BadDigest,
-    /// The body does not have the checksum the client declared.
-    ChecksumMismatch,
     /// The body could not be read to its end (the client went away).
     BodyFailed,
     /// The object, layout or lease that the operation builds on has changed; look again.

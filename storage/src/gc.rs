@@ -43,7 +43,29 @@ pub struct SweepReport {
     pub jobs: u64,
 }
 
+/// What [`Store::recover`] found of an earlier run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Blobs whose writer was cut off.
+    pub blobs: u64,
+    /// Jobs whose worker was cut off.
+    pub jobs: usize,
+}
+
 impl Store {
+    /// Clears what an earlier process left: nobody writes to its intents any more, and nobody works on its jobs. Only for
+    /// engines that one process has at a time, and before anything else is done; `worker` names this process.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
+    pub async fn recover(&self, worker: u64) -> Result<Recovered> {
+        let intents = self.sweep_intents(Timestamp(u64::MAX)).await?;
+        let strays = self.sweep_strays().await?;
+        let jobs = self.take_over_jobs(worker).await?;
+        Ok(Recovered { blobs: intents.blobs + strays.blobs, jobs })
+    }
+
     /// Sweeps until there is nothing that can be swept now.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ mod store;
 pub use self::{
     digest::{DigestSet, Digests},
     error::{Error, ErrorKind, Result},
-    gc::SweepReport,
+    gc::{Recovered, SweepReport},
     ingest::{IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},

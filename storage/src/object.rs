@@ -98,7 +98,7 @@ impl OpenObject {
         ObjectReader::new(
             Arc::clone(&self.store.core.blobs),
             Arc::new(self.record.layout.clone()),
-            self.pin(),
+            Some(self.pin()),
         )
     }
 

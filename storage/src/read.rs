@@ -31,11 +31,12 @@ pub struct ObjectReader {
     cursor: LayoutCursor,
     /// The blob that was read last.
     open: Option<(BlobId, Arc<dyn Blob>)>,
-    _pin: Arc<Pin>,
+    /// Keeps the object's blobs; staged content is kept by its owner.
+    _pin: Option<Arc<Pin>>,
 }
 
 impl ObjectReader {
-    pub(crate) fn new(blobs: Arc<dyn Blobs>, layout: Arc<Layout>, pin: Arc<Pin>) -> Self {
+    pub(crate) fn new(blobs: Arc<dyn Blobs>, layout: Arc<Layout>, pin: Option<Arc<Pin>>) -> Self {
         let cursor = LayoutCursor::new(Arc::clone(&blobs), Arc::clone(&layout));
         Self {
             blobs,
@@ -163,5 +164,12 @@ fn zeros(len: u64) -> Bytes {
     match ZEROS.get(..len) {
         Some(zeros) => Bytes::from_static(zeros),
         None => vec![0; len].into(),
+    }
+}
+
+impl crate::Store {
+    /// Reads content that is staged and whose [`Content`](crate::Content) the caller keeps meanwhile.
+    pub fn staged_reader(&self, layout: &Layout) -> ObjectReader {
+        ObjectReader::new(Arc::clone(&self.core.blobs), Arc::new(layout.clone()), None)
     }
 }

@@ -1,0 +1,70 @@
+//! What every part of the gateway shares.
+
+use std::sync::Arc;
+
+use lithos_storage::{
+    Store,
+    blob::FsBlobs,
+    clock::{Clock, Timestamp},
+    kv::RocksKv,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{auth::Keyring, config::Config, zone::ZoneName};
+
+/// The gateway: its store, its keys and its settings.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) keyring: Keyring,
+    /// Names this process among all that ever work on the jobs of the store.
+    pub(crate) worker: u64,
+    /// Cancelled when the server is to stop.
+    pub(crate) stopping: CancellationToken,
+}
+
+/// The gateway, shared.
+pub(crate) type SharedApp = Arc<App>;
+
+impl App {
+    /// Opens the data folder, making it where there is none, and clears what a crash left.
+    pub(crate) async fn open(config: Config) -> anyhow::Result<SharedApp> {
+        use anyhow::Context;
+        let data = config.data.clone();
+        std::fs::create_dir_all(&data).with_context(|| format!("cannot make the data folder {}", data.display()))?;
+        let (kv, blobs) = tokio::task::spawn_blocking(move || {
+            // The index first: its lock says that nobody else has the folder.
+            let kv = RocksKv::open(&data.join("index"))?;
+            let blobs = FsBlobs::open(&data.join("blobs"))?;
+            Ok::<_, lithos_storage::Error>((kv, blobs))
+        })
+        .await?
+        .with_context(|| format!("cannot open the data folder {}", config.data.display()))?;
+        let keyring = Keyring::open(&config.data, config.root_keys.clone())?;
+        let store = Store::open(Arc::new(kv), Arc::new(blobs), Arc::new(SystemClock)).await?;
+        let worker = u64::from(std::process::id()) << 32 | (store.now().0 & 0xffff_ffff);
+        let recovered = store.recover(worker).await.context("cannot clear what an earlier run left")?;
+        if recovered != lithos_storage::Recovered::default() {
+            tracing::info!(?recovered, "cleared what an earlier run left");
+        }
+        Ok(Arc::new(Self { config, store, keyring, worker, stopping: CancellationToken::new() }))
+    }
+
+    /// Whether this server serves `zone`.
+    pub(crate) fn serves(&self, zone: &ZoneName) -> bool {
+        self.config.zones.contains(zone)
+    }
+}
+
+/// The clock of the operating system.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the one clock that everything else is given")]
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Timestamp(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
+    }
+}

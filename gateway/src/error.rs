@@ -1,0 +1,61 @@
+//! The one mapping from the store's errors to what an S3 client sees.
+
+use lithos_storage::{Error, ErrorKind};
+use s3s::{S3Error, S3ErrorCode};
+
+/// What a client sees of `error`: an S3 code and a safe message. The whole chain of what is the server's fault is logged.
+pub(crate) fn s3_error(error: Error) -> S3Error {
+    use ErrorKind as Kind;
+    let code = match error.kind() {
+        Kind::NoSuchBucket => S3ErrorCode::NoSuchBucket,
+        Kind::BucketAlreadyExists => S3ErrorCode::BucketAlreadyOwnedByYou,
+        Kind::BucketNotEmpty => S3ErrorCode::BucketNotEmpty,
+        Kind::NoSuchKey => S3ErrorCode::NoSuchKey,
+        Kind::NoSuchUpload => S3ErrorCode::NoSuchUpload,
+        Kind::InvalidPart => S3ErrorCode::InvalidPart,
+        Kind::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
+        Kind::PartTooSmall => S3ErrorCode::EntityTooSmall,
+        Kind::InvalidArgument | Kind::NoSuchJob | Kind::NoSuchRecord => S3ErrorCode::InvalidArgument,
+        Kind::TooLarge => S3ErrorCode::EntityTooLarge,
+        Kind::IncompleteBody => S3ErrorCode::IncompleteBody,
+        Kind::BodyFailed => return body_error(error),
+        Kind::PreconditionFailed => S3ErrorCode::PreconditionFailed,
+        Kind::Contended => S3ErrorCode::SlowDown,
+        Kind::OutcomeUnknown | Kind::Corrupt | Kind::Io => {
+            tracing::error!(error = &error as &dyn std::error::Error, "an operation failed");
+            return S3Error::with_message(
+                S3ErrorCode::InternalError,
+                "the server could not carry this out; its log has the reason under this request id",
+            );
+        }
+    };
+    S3Error::with_message(code, error.to_string())
+}
+
+/// A body that could not be read: refused while it was being verified, over a limit, or cut off.
+fn body_error(error: Error) -> S3Error {
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        if let Some(refused) = cause.downcast_ref::<S3Error>() {
+            return S3Error::with_message(refused.code().clone(), refused.message().unwrap_or("the body was refused").to_owned());
+        }
+        if cause.is::<s3s::BodySizeLimitExceeded>() {
+            return S3Error::with_message(S3ErrorCode::EntityTooLarge, "the body is over the size limit of one upload");
+        }
+        if let Some(refused) = chunked_error(cause) {
+            return refused;
+        }
+        source = cause.source();
+    }
+    S3Error::with_message(S3ErrorCode::IncompleteBody, "the body broke off before its declared length")
+}
+
+/// Errors of the aws-chunked encoding, whose type is private to the library that reads it.
+fn chunked_error(cause: &(dyn std::error::Error + 'static)) -> Option<S3Error> {
+    let text = format!("{cause:?}");
+    if text.contains("SignatureMismatch") {
+        let message = "a chunk of the body does not match its signature";
+        return Some(S3Error::with_message(S3ErrorCode::SignatureDoesNotMatch, message));
+    }
+    None
+}

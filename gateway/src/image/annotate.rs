@@ -1,0 +1,67 @@
+//! What the server knows of an image, kept beside the object and shown as `x-amz-meta-image-*`.
+
+use std::collections::BTreeMap;
+
+use lithos_convert::{Evidence, Format, ReadAt};
+use lithos_storage::{ObjectReader, layout::Layout};
+
+use super::read_at::ObjectImage;
+use crate::app::App;
+
+/// Annotation: the format of the image.
+pub(crate) const FORMAT: &str = "image-format";
+/// Annotation: the size of the disk that a guest sees, in bytes.
+pub(crate) const VIRTUAL_SIZE: &str = "image-virtual-size";
+/// Annotation: the key of the object that this one was derived from.
+pub(crate) const DERIVED_FROM: &str = "image-derived-from";
+/// Annotation: why the image will not be converted.
+pub(crate) const WARNING: &str = "image-warning";
+
+/// Longest warning, in bytes: it travels in a header.
+const WARNING_LEN_MAX: usize = 512;
+
+/// Looks at the content of an object that is about to be committed.
+///
+/// Never fails: what cannot be read is no image.
+pub(crate) async fn annotations(app: &App, layout: &Layout) -> BTreeMap<String, String> {
+    let image = ObjectImage::new(app.store.staged_reader(layout));
+    tokio::task::spawn_blocking(move || probe(&image, false)).await.unwrap_or_default()
+}
+
+/// Looks at an object that is known to be an image, because somebody asks for a conversion of it.
+pub(crate) async fn image_annotations(reader: ObjectReader) -> BTreeMap<String, String> {
+    let image = ObjectImage::new(reader);
+    tokio::task::spawn_blocking(move || probe(&image, true)).await.unwrap_or_default()
+}
+
+/// The annotations of `image`. Without `known`, bytes that show no sign of an image have none.
+fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    if image.size() == 0 {
+        return found;
+    }
+    let Ok(probe) = lithos_convert::probe(image) else { return found };
+    if probe.format == Format::Raw && probe.evidence == Evidence::Default && !known {
+        return found;
+    }
+    found.insert(FORMAT.to_owned(), probe.format.to_string());
+    match lithos_convert::inspect(image) {
+        Ok(inspection) => {
+            if let Some(size) = inspection.virtual_size {
+                found.insert(VIRTUAL_SIZE.to_owned(), size.to_string());
+            }
+            if let Some(refusal) = inspection.refusal {
+                found.insert(WARNING.to_owned(), header_text(&refusal.reason));
+            }
+        }
+        Err(error) => {
+            found.insert(WARNING.to_owned(), header_text(&error.to_string()));
+        }
+    }
+    found
+}
+
+/// `text` as it can stand in a header: printable ASCII, and not too long.
+pub(crate) fn header_text(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(WARNING_LEN_MAX).collect()
+}
