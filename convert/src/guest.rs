@@ -19,6 +19,17 @@ impl<S: ReadAt, I: Image> Guest<S, I> {
         Self { source, image }
     }
 
+    /// [`read_exact_at`](ReadAt::read_exact_at) with an error that tells a broken image from a broken source.
+    pub(crate) fn read(&self, mut buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let mut guest = offset;
+        while !buf.is_empty() {
+            let filled = self.read_some(buf, guest)?;
+            buf = buf.get_mut(filled..).unwrap_or_default();
+            guest = guest.saturating_add(filled as u64);
+        }
+        Ok(())
+    }
+
     /// Fills the start of `buf` from one mapping and says how much that was.
     fn read_some(&self, buf: &mut [u8], guest: u64) -> Result<usize, Error> {
         let mapping = self.image.map(guest)?;
@@ -62,18 +73,12 @@ impl<S: ReadAt, I: Image> ReadAt for Guest<S, I> {
         self.image.virtual_size()
     }
 
-    fn read_exact_at(&self, mut buf: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let len = buf.len() as u64;
         if offset.checked_add(len).is_none_or(|end| end > self.size()) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut guest = offset;
-        while !buf.is_empty() {
-            let filled = self.read_some(buf, guest).map_err(io::Error::other)?;
-            buf = buf.get_mut(filled..).unwrap_or_default();
-            guest = guest.saturating_add(filled as u64);
-        }
-        Ok(())
+        self.read(buf, offset).map_err(io::Error::other)
     }
 
     fn run_at(&self, offset: u64) -> io::Result<Run> {

@@ -5,8 +5,10 @@ use serde::Serialize;
 use crate::map::open_any;
 use crate::plan::Totals;
 use crate::qcow2::header::{
-    COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA, Preamble,
+    COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA,
 };
+use crate::qcow2::preamble::Preamble;
+use crate::signature::HEAD_LEN;
 use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Probe, ReadAt, Signature, probe};
 
 /// What is known of an image.
@@ -141,23 +143,15 @@ fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), E
     if let Some(qcow2) = &mut inspection.qcow2 {
         qcow2.compressed_size = Some(totals.decoded);
     }
-    let head = probe::head(&Guest::new(source, &*image));
-    match head {
-        Ok(head) => inspection.contents = Signature::find_all(&head),
-        Err(error) => inspection.warnings.push(format!(
-            "the first sectors of the disk cannot be read: {}",
-            innermost(&error)
-        )),
+    let mut head = vec![0; usize::try_from(image.virtual_size().min(HEAD_LEN)).unwrap_or_default()];
+    match Guest::new(source, &*image).read(&mut head, 0) {
+        Ok(()) => inspection.contents = Signature::find_all(&head),
+        Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+        Err(error) => inspection
+            .warnings
+            .push(format!("the first sectors of the disk cannot be read: {error}")),
     }
     Ok(())
-}
-
-fn innermost(error: &Error) -> String {
-    let mut error: &dyn std::error::Error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 fn warnings(preamble: &Preamble) -> Vec<String> {

@@ -68,7 +68,7 @@ pub fn probe(source: &dyn ReadAt) -> Result<Probe, Error> {
 }
 
 /// The first bytes of a disk: as many as any signature needs, or all there are.
-pub(crate) fn head(source: &dyn ReadAt) -> Result<Vec<u8>, Error> {
+fn head(source: &dyn ReadAt) -> Result<Vec<u8>, Error> {
     let len = source.size().min(HEAD_LEN);
     safety::read_region(
         source,

@@ -11,8 +11,10 @@
 //! Format: QEMU documentation, "Qcow2 Image File Format".
 
 pub(crate) mod compressed;
+pub(crate) mod extension;
 pub(crate) mod header;
 pub(crate) mod planner;
+pub(crate) mod preamble;
 pub(crate) mod reader;
 pub(crate) mod refcount;
 pub(crate) mod table;

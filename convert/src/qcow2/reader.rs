@@ -7,7 +7,8 @@
 
 use std::num::NonZeroU64;
 
-use super::header::{Preamble, field, power_of_two};
+use super::header::{field, power_of_two};
+use super::preamble::Preamble;
 use super::table::{Cluster, Geometry, PAGE_LEN, Page, Pages, parse_l1};
 use crate::map::Mapping;
 use crate::safety::{self, Region};

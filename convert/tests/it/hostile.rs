@@ -1,6 +1,7 @@
 //! Images that were made to do harm. Each case names the rule that it breaks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use lithos_convert::{ErrorKind, Image, ReadAt, Run, RunKind, Target, inspect, open, plan};
@@ -353,6 +354,54 @@ fn broken_compressed_cluster_is_found_when_it_is_decoded() -> Result<()> {
         "{error}"
     );
     Ok(())
+}
+
+/// Fails every read from the n-th on.
+struct Failing {
+    bytes: Vec<u8>,
+    left: AtomicUsize,
+}
+
+impl ReadAt for Failing {
+    fn size(&self) -> u64 {
+        self.bytes.size()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let left = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.map_err(|_| std::io::Error::other("pulled plug"))?;
+        self.bytes.read_exact_at(buf, offset)
+    }
+}
+
+#[test]
+fn a_failing_source_is_never_taken_for_a_broken_image() -> Result<()> {
+    let bytes = good()?;
+    for count in 0.. {
+        let failing = || Failing {
+            bytes: bytes.clone(),
+            left: AtomicUsize::new(count),
+        };
+        let planned = open(Arc::new(failing())).and_then(|image| {
+            plan(image.into(), &Target::QCOW2)?
+                .segments()
+                .try_for_each(|segment| segment.map(drop))
+        });
+        let inspected = inspect(&failing());
+        for error in [planned.as_ref().err(), inspected.as_ref().err()].into_iter().flatten() {
+            ensure!(error.kind() == ErrorKind::Io, "after {count}: {error}");
+            let source = std::error::Error::source(error).context("no source")?;
+            ensure!(source.to_string() == "pulled plug", "after {count}: {source}");
+        }
+        ensure!(inspected.is_err() || inspected.is_ok_and(|inspection| inspection.refusal.is_none()));
+        if planned.is_ok() {
+            ensure!(count > 5, "only {count} reads");
+            return Ok(());
+        }
+    }
+    unreachable!("some count is enough")
 }
 
 /// An image file as large as it claims, of which only the start was written.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use lithos_convert::{Codec, Format, Segment, Target, inspect, plan};
+use lithos_convert::{Codec, Format, Segment, Target, inspect, open, plan};
 
-use crate::support::{Bench, noise, source};
+use crate::support::{Bench, Sparse, noise, source};
 
 const MIB: usize = 1 << 20;
 
@@ -130,6 +130,50 @@ fn zero_clusters_and_preallocation() -> Result<()> {
             ],
         )?;
         bench.judge("disk.qcow2", "qcow2")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn allocated_clusters_in_holes_of_the_file_are_zeros() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.qemu_img(&[
+        "create",
+        "-f",
+        "qcow2",
+        "-o",
+        "preallocation=metadata",
+        "disk.qcow2",
+        "4M",
+    ])?;
+    bench.qemu_io("disk.qcow2", &["write -P 9 1M 64k"])?;
+    let bytes = std::fs::read(bench.path("disk.qcow2"))?;
+    let sparse = plan(
+        open(Arc::new(Sparse {
+            bytes: bytes.clone(),
+            grain: 65536,
+        }))?
+        .into(),
+        &Target::RAW,
+    )?;
+    ensure!(sparse.totals().copied == 65536, "{:?}", sparse.totals());
+    let dense = plan(open(Arc::new(bytes))?.into(), &Target::RAW)?;
+    ensure!(dense.totals().copied == 4 << 20, "{:?}", dense.totals());
+    Ok(())
+}
+
+#[test]
+fn the_last_cluster_may_be_short() -> Result<()> {
+    for options in ["cluster_size=64k", "extended_l2=on,cluster_size=64k"] {
+        let bench = Bench::new()?;
+        bench.qemu_img(&["create", "-f", "qcow2", "-o", options, "disk.qcow2", "4M"])?;
+        bench.qemu_io("disk.qcow2", &["write -P 9 1M 128k"])?;
+        let path = bench.path("disk.qcow2");
+        let file = std::fs::OpenOptions::new().write(true).open(&path)?;
+        for cut in [1, 1000, 30_000] {
+            file.set_len(file.metadata()?.len() - cut)?;
+            bench.judge("disk.qcow2", "qcow2")?;
+        }
     }
     Ok(())
 }
