@@ -4,10 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::Arc,
-    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX,
@@ -282,11 +282,22 @@ fn check_scan(scan: &Scan) -> Result<()> {
 
 /// How often a body is run before the caller is told that its keys are contended.
 const ATTEMPTS_MAX: u32 = 64;
+/// After so many conflicts a transaction waits for its turn.
+const FREE_ATTEMPTS: u32 = 4;
+
+/// Held by the one transaction of those with many conflicts that may run. They would only lose to each other again and
+/// again: of all that change one key, each group of commits admits one. One queue for the process, and not one for each
+/// key, because a conflict does not tell the key; transactions without conflicts do not pass here.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Runs a transaction again when it meets a conflict; used through [`transact!`].
+///
+/// The first times at once: the winner has committed already, so someone made progress. Then one at a time, in the
+/// order of arrival, which is fair, as sleeping for random or growing times is not.
 #[derive(Debug, Default)]
 pub struct Retry {
     attempts: u32,
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Retry {
@@ -313,9 +324,8 @@ impl Retry {
                         "too many concurrent changes of the same keys",
                     ));
                 }
-                // The first conflicts are retried at once: the winner has committed already, so someone made progress.
-                if self.attempts > 4 {
-                    tokio::time::sleep(Duration::from_millis(u64::from(self.attempts / 4))).await;
+                if self.attempts >= FREE_ATTEMPTS && self.turn.is_none() {
+                    self.turn = Some(TURN.lock().await);
                 }
                 Ok(None)
             }
