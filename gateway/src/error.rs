@@ -1,7 +1,10 @@
 //! The one mapping from the store's errors to what an S3 client sees.
 
 use lithos_storage::{Error, ErrorKind};
-use s3s::{S3Error, S3ErrorCode};
+use s3s::{
+    S3Error, S3ErrorCode,
+    stream::{aws_chunked_stream::AwsChunkedStreamError, upload_stream::UploadStreamError},
+};
 
 /// What a client sees of `error`: an S3 code and a safe message. The whole chain of what is the server's fault is logged.
 pub(crate) fn s3_error(error: Error) -> S3Error {
@@ -42,20 +45,13 @@ fn body_error(error: Error) -> S3Error {
         if cause.is::<s3s::BodySizeLimitExceeded>() {
             return S3Error::with_message(S3ErrorCode::EntityTooLarge, "the body is over the size limit of one upload");
         }
-        if let Some(refused) = chunked_error(cause) {
-            return refused;
+        let verification = cause.downcast_ref::<AwsChunkedStreamError>().map(AwsChunkedStreamError::to_s3_error_code);
+        let verification =
+            verification.or_else(|| cause.downcast_ref::<UploadStreamError>().map(UploadStreamError::to_s3_error_code));
+        if let Some(code) = verification.filter(|code| *code != S3ErrorCode::InternalError) {
+            return S3Error::with_message(code, format!("the body was refused while it was read: {cause}"));
         }
         source = cause.source();
     }
     S3Error::with_message(S3ErrorCode::IncompleteBody, "the body broke off before its declared length")
-}
-
-/// Errors of the aws-chunked encoding, whose type is private to the library that reads it.
-fn chunked_error(cause: &(dyn std::error::Error + 'static)) -> Option<S3Error> {
-    let text = format!("{cause:?}");
-    if text.contains("SignatureMismatch") {
-        let message = "a chunk of the body does not match its signature";
-        return Some(S3Error::with_message(S3ErrorCode::SignatureDoesNotMatch, message));
-    }
-    None
 }

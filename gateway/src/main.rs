@@ -20,6 +20,7 @@ mod admin;
 mod app;
 mod auth;
 mod cli;
+mod client;
 mod config;
 mod error;
 mod image;
@@ -29,7 +30,7 @@ mod s3;
 mod server;
 mod zone;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -100,7 +101,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("LITHOS_LOG").unwrap_or_else(|_| EnvFilter::new("info,s3s=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colors = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors).with_target(false).init();
 }
 
 /// Root keys from the environment. One without the other is a mistake that would go unnoticed.

@@ -60,7 +60,7 @@ pub use self::{
     digest::{DigestSet, Digests},
     error::{Error, ErrorKind, Result},
     gc::{Recovered, SweepReport},
-    ingest::{IngestOptions, Ingested},
+    ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
     object::{NewObject, OpenObject, PutOutcome, WriteCondition},

@@ -4,6 +4,7 @@
 //! `credentials` in the data folder, in the format of the AWS command line. Secrets that the index has to hold are
 //! sealed with AES-256-GCM under a key in `secret.key`, beside the index but not in it. Both files have mode 0600.
 
+pub(crate) mod route;
 mod seal;
 
 use std::{

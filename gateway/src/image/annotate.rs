@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lithos_convert::{Evidence, Format, ReadAt};
-use lithos_storage::{ObjectReader, layout::Layout};
+use lithos_storage::{BucketName, LayoutId, ObjectKey, ObjectReader, layout::Layout};
 
 use super::read_at::ObjectImage;
 use crate::app::App;
@@ -16,6 +16,9 @@ pub(crate) const VIRTUAL_SIZE: &str = "image-virtual-size";
 pub(crate) const DERIVED_FROM: &str = "image-derived-from";
 /// Annotation: why the image will not be converted.
 pub(crate) const WARNING: &str = "image-warning";
+
+/// Response metadata: jobs that were made for the object, as `id:state`.
+pub(crate) const JOBS: &str = "image-jobs";
 
 /// Longest warning, in bytes: it travels in a header.
 const WARNING_LEN_MAX: usize = 512;
@@ -64,4 +67,34 @@ fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
 /// `text` as it can stand in a header: printable ASCII, and not too long.
 pub(crate) fn header_text(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(WARNING_LEN_MAX).collect()
+}
+
+/// Looks at an object that was committed without having been looked at.
+pub(crate) async fn annotate_object(app: &App, bucket: &BucketName, key: &ObjectKey, version: LayoutId) {
+    let Ok(object) = app.store.open_object(bucket, key).await else { return };
+    if object.record.layout_id == version {
+        let image = ObjectImage::new(object.reader());
+        let found = tokio::task::spawn_blocking(move || probe(&image, false)).await.unwrap_or_default();
+        note(app, bucket, key, version, &found).await;
+    }
+}
+
+/// Notes in the record of an object what was found. That it was replaced or deleted meanwhile is no error.
+pub(crate) async fn note(
+    app: &App,
+    bucket: &BucketName,
+    key: &ObjectKey,
+    version: LayoutId,
+    found: &BTreeMap<String, String>,
+) {
+    if found.is_empty() {
+        return;
+    }
+    let update = app.store.update_object(bucket, key, Some(version), |_, record| {
+        record.annotations.extend(found.clone());
+        Ok(Vec::new())
+    });
+    if let Err(error) = update.await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "what was found of an image is not noted");
+    }
 }

@@ -1,3 +1,207 @@
-//! Being written.
+//! Makes another format of an object: a new layout over the same blobs.
+//!
+//! Headers and tables are made anew; guest data is referred to where it lies; compressed clusters are decoded into new
+//! bytes. The planner reads tables through the object, on a thread that may block.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use lithos_convert::{Plan, Segment, Target};
+use lithos_storage::{
+    BucketName, Content, ContentBuilder, ContentHeaders, ErrorKind, LayoutId, NewObject, ObjectKey, ObjectReader,
+    ObjectRecord, OpenObject, Tags, WriteCondition,
+};
+use md5::{Digest, Md5};
+use tokio::runtime::Handle;
+
 use super::{JobContext, JobError};
-pub(super) async fn run(context: &JobContext, bucket: &lithos_storage::BucketName, key: &lithos_storage::ObjectKey, version: lithos_storage::LayoutId, target: &str) -> Result<String, JobError> { todo!() }
+use crate::image::{annotate, read_at::ObjectImage, wishes};
+
+/// Makes `target` of the version `version` of an object, and puts it beside it.
+pub(super) async fn run(
+    context: &Arc<JobContext>,
+    bucket: &BucketName,
+    key: &ObjectKey,
+    version: LayoutId,
+    target: &str,
+) -> Result<String, JobError> {
+    let target: Target = target.parse().map_err(|e: lithos_convert::Error| JobError::Failed(e.to_string()))?;
+    let source = match context.app.store.open_object(bucket, key).await {
+        Ok(source) if source.record.layout_id == version => source,
+        Ok(_) => return Ok("nothing to do: the source was replaced, and its new version has a job of its own".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NoSuchKey => return Ok("nothing to do: the source is gone".to_owned()),
+        Err(error) => return Err(error.into()),
+    };
+    let known = annotate::image_annotations(source.reader()).await;
+    annotate::note(&context.app, bucket, key, version, &known).await;
+    let derived_key = derived_key(key, &target)?;
+    context.stage("planning", None);
+    let (content, etag) = convert(context, &source, &target).await?;
+    context.stage("committing", None);
+    let size = content.size();
+    let new = NewObject {
+        annotations: derived_annotations(&known, key, &target),
+        ..derived(content, etag, &source.record, key)
+    };
+    let put = context.app.store.put_object(bucket, &derived_key, NewObject { fence: Some(context.fence), ..new }, |b, record| {
+        Ok(wishes::replicate(&context.app, bucket.as_str(), derived_key.as_str(), b, record))
+    });
+    put.await.map_err(|error| match error.kind() {
+        ErrorKind::PreconditionFailed => JobError::Failed(error.to_string()),
+        _ => error.into(),
+    })?;
+    Ok(format!("{derived_key}, {size} bytes"))
+}
+
+/// The key beside the source with the extension of the target.
+fn derived_key(key: &ObjectKey, target: &Target) -> Result<ObjectKey, JobError> {
+    let extension = target.extension();
+    let name_start = key.as_str().rfind('/').map_or(0, |slash| slash + 1);
+    let stem_end = match key.as_str().rfind('.') {
+        Some(dot) if dot > name_start => dot,
+        _ => key.as_str().len(),
+    };
+    let stem = key.as_str().get(..stem_end).unwrap_or_default();
+    let derived = format!("{stem}.{extension}");
+    if derived == key.as_str() {
+        return Err(JobError::Failed(format!("the source is called .{extension} already: its {extension} has no name beside it")));
+    }
+    Ok(derived.parse()?)
+}
+
+fn derived_annotations(known: &BTreeMap<String, String>, key: &ObjectKey, target: &Target) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::from([
+        (annotate::FORMAT.to_owned(), target.format().to_string()),
+        (annotate::DERIVED_FROM.to_owned(), annotate::header_text(key.as_str())),
+    ]);
+    annotations.extend(known.get_key_value(annotate::VIRTUAL_SIZE).map(|(name, size)| (name.clone(), size.clone())));
+    annotations
+}
+
+/// The derivative as an object: the source's metadata, and its wish to be replicated, but not to be converted.
+fn derived(content: Content, etag: String, source: &ObjectRecord, key: &ObjectKey) -> NewObject {
+    let zones = source.tags.get_key_value(wishes::REPLICATE_TO).map(|(tag, zones)| (tag.clone(), zones.clone()));
+    NewObject {
+        content,
+        etag,
+        headers: ContentHeaders { content_type: Some("application/octet-stream".to_owned()), ..ContentHeaders::default() },
+        metadata: source.metadata.clone(),
+        tags: Tags::from_iter(zones),
+        checksum: None,
+        part_sizes: Vec::new(),
+        annotations: BTreeMap::new(),
+        owner: source.owner.clone(),
+        last_modified: None,
+        condition: WriteCondition::AbsentOrAnnotated {
+            name: annotate::DERIVED_FROM.to_owned(),
+            value: annotate::header_text(key.as_str()),
+        },
+        fence: None,
+    }
+}
+
+/// Plans the target and builds its content, on a thread that may block.
+async fn convert(context: &Arc<JobContext>, source: &OpenObject, target: &Target) -> Result<(Content, String), JobError> {
+    let builder = context.app.store.content_builder(Some(source)).await?;
+    let image = ObjectImage::new(source.reader());
+    let work = Work {
+        context: Arc::clone(context),
+        runtime: Handle::current(),
+        reader: source.reader(),
+        builder,
+        etag: Md5::new(),
+    };
+    let source_etag = source.record.etag.clone();
+    let target = target.clone();
+    let converted = tokio::task::spawn_blocking(move || {
+        let image = lithos_convert::open(Arc::new(image)).map_err(image_error)?;
+        let plan = lithos_convert::plan(image.into(), &target).map_err(image_error)?;
+        work.run(&plan, &source_etag, &target)
+    });
+    converted.await.map_err(|e| JobError::Failed(format!("the conversion ended in a bug: {e}")))?
+}
+
+/// What is broken or unsafe stays so; only reading can go better another time.
+fn image_error(error: lithos_convert::Error) -> JobError {
+    match error.kind() {
+        lithos_convert::ErrorKind::Io => JobError::Retry(super::chain(&error)),
+        _ => JobError::Failed(super::chain(&error)),
+    }
+}
+
+/// A plan being turned into content.
+struct Work {
+    context: Arc<JobContext>,
+    runtime: Handle,
+    reader: ObjectReader,
+    builder: ContentBuilder,
+    etag: Md5,
+}
+
+impl Work {
+    fn run(mut self, plan: &Plan, source_etag: &str, target: &Target) -> Result<(Content, String), JobError> {
+        self.context.stage("laying out", Some(plan.size()));
+        self.etag.update(format!("{source_etag} {target} {}\n", plan.size()));
+        let mut done = 0;
+        for segment in plan.segments() {
+            if self.context.stop.is_cancelled() {
+                return Err(JobError::Retry("stopped".to_owned()));
+            }
+            let segment = segment.map_err(image_error)?;
+            done += segment.len();
+            self.push(segment)?;
+            self.context.done(done);
+        }
+        // Differs: S3 gives a single upload the MD5 of its bytes. That would mean to read them all, when all there is to
+        // do is tables; like the ETag of a completed upload, ours has a hyphen and is not taken for one.
+        let etag = format!("{}-1", hex::encode(self.etag.finalize()));
+        let content = self.runtime.block_on(self.builder.finish())?;
+        Ok((content, etag))
+    }
+
+    fn push(&mut self, segment: Segment) -> Result<(), JobError> {
+        match segment {
+            Segment::Bytes(bytes) => {
+                self.etag.update(&bytes);
+                self.runtime.block_on(self.builder.push_bytes(bytes.into()))?;
+            }
+            Segment::Zeros { len } => self.runtime.block_on(self.builder.push_zeros(len))?,
+            Segment::Copy { source_offset, len } => {
+                self.etag.update(source_offset.to_le_bytes());
+                self.runtime.block_on(self.builder.push_range(&mut self.reader, source_offset, len))?;
+            }
+            Segment::Decode { .. } => self.decode(&segment)?,
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, segment: &Segment) -> Result<(), JobError> {
+        let Segment::Decode { source_offset, compressed_len, codec, len, skip, take } = *segment else { return Ok(()) };
+        let compressed = self.runtime.block_on(self.reader.read(source_offset..source_offset + compressed_len))?;
+        self.etag.update(source_offset.to_le_bytes());
+        let too_large = |_| JobError::Failed("a compressed cluster does not fit in memory".to_owned());
+        let mut decoded = vec![0; usize::try_from(len).map_err(too_large)?];
+        lithos_convert::decode(codec, &compressed, &mut decoded).map_err(image_error)?;
+        let skip = usize::try_from(skip).map_err(too_large)?;
+        let take = usize::try_from(take).map_err(too_large)?;
+        let wanted = Bytes::from(decoded).slice(skip..skip + take);
+        self.runtime.block_on(self.builder.push_bytes(wanted))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derivatives_stand_beside_their_source() {
+        let target: Target = "qcow2".parse().unwrap();
+        let derived = |key: &str| derived_key(&key.parse().unwrap(), &target).map(|key| key.to_string());
+        assert_eq!(derived("a/debian.img").unwrap(), "a/debian.qcow2");
+        assert_eq!(derived("a.b/debian").unwrap(), "a.b/debian.qcow2");
+        assert_eq!(derived(".img").unwrap(), ".img.qcow2");
+        assert_eq!(derived("a/.img").unwrap(), "a/.img.qcow2");
+        assert!(matches!(derived("disk.qcow2"), Err(JobError::Failed(_))));
+    }
+}

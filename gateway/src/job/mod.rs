@@ -9,7 +9,10 @@ mod import;
 mod replicate;
 pub(crate) mod runner;
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use lithos_storage::{
     LayoutId,
@@ -191,7 +194,7 @@ impl JobContext {
 }
 
 /// Does `task`, and gives its result in a few words.
-async fn run(context: &JobContext, task: Task) -> Result<String, JobError> {
+async fn run(context: &Arc<JobContext>, task: Task) -> Result<String, JobError> {
     match task {
         Task::Convert { bucket, key, version, target } => {
             let version: LayoutId = version.parse()?;

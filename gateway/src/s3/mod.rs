@@ -1,7 +1,130 @@
-//! S3.
+//! S3 on the transfer address: one file a family of operations.
+//!
+//! The library `s3s` checks signatures, decodes requests and encodes responses; here is what the operations do. What is
+//! not implemented answers `NotImplemented`.
+
+mod bucket;
+mod checksum;
+mod copy;
+mod delete;
+mod get;
+mod list;
+mod multipart;
+mod precondition;
+mod put;
+mod tagging;
+mod wire;
+
 use std::sync::Arc;
-use crate::{app::SharedApp, server::Service};
+
+use s3s::{
+    S3, S3Request, S3Response, S3Result,
+    config::{S3Config, StaticConfigProvider},
+    dto,
+    host::MultiDomain,
+    service::{S3Service, S3ServiceBuilder},
+};
+
+use crate::{
+    app::SharedApp,
+    auth::route::{KeyringAuth, signed_routes},
+    server::{RequestId, Service},
+};
+
+/// Largest body of one PutObject or UploadPart (S3 User Guide, "Uploading objects").
+const PUT_LEN_MAX: u64 = 5 << 30;
+/// Largest XML body: a completion of 10,000 parts with checksums has about 2 MiB.
+const XML_LEN_MAX: usize = 4 << 20;
+/// Largest signed chunk of an aws-chunked body, which is held in memory until its signature is checked. Clients send 64
+/// KiB to 1 MiB.
+const CHUNK_LEN_MAX: usize = 8 << 20;
+/// Path under which image servers talk to each other. No bucket name begins with a dot.
+const PEER_PREFIX: &str = "/.lithos/v1/";
+
 /// What answers on the transfer address.
-pub(crate) fn service(_app: &SharedApp) -> anyhow::Result<Service> {
-    Ok(Arc::new(|_request| Box::pin(async { http::Response::new(s3s::Body::empty()) })))
+pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
+    let mut config = S3Config::default();
+    config.put_object_max_size = Some(PUT_LEN_MAX);
+    config.xml_max_body_size = XML_LEN_MAX;
+    config.aws_chunked_stream_max_chunk_size = CHUNK_LEN_MAX;
+    config.custom_route_max_body_size = Some(lithos_storage::blob::BLOB_LEN_MAX + 1024);
+    let mut builder = S3ServiceBuilder::new(Gateway { app: Arc::clone(app) });
+    builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
+    builder.set_auth(KeyringAuth(Arc::clone(app)));
+    builder.set_route(signed_routes(app, PEER_PREFIX, crate::zone::routes(Arc::clone(app))));
+    if !app.config.domains.is_empty() {
+        builder.set_host(MultiDomain::new(app.config.domains.iter().map(String::as_str))?);
+    }
+    let service = builder.build();
+    Ok(Arc::new(move |request| {
+        let service = service.clone();
+        Box::pin(async move { call(&service, request).await })
+    }))
+}
+
+async fn call(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
+    match service.call(request.map(s3s::Body::from)).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::error!(%error, "a request could not be answered");
+            let mut response = http::Response::new(s3s::Body::empty());
+            *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        }
+    }
+}
+
+/// The S3 operations of this server.
+#[derive(Debug)]
+struct Gateway {
+    app: SharedApp,
+}
+
+/// Calls the function of an operation, and puts the request's id into its error.
+macro_rules! operations {
+    ($($name:ident($input:ident) -> $output:ident = $function:path;)*) => {
+        #[async_trait::async_trait]
+        impl S3 for Gateway {
+            $(
+                async fn $name(&self, request: S3Request<dto::$input>) -> S3Result<S3Response<dto::$output>> {
+                    let id = request.extensions.get::<RequestId>().cloned();
+                    $function(&self.app, request).await.map_err(|mut error| {
+                        if let Some(RequestId(id)) = id {
+                            error.set_request_id(id);
+                        }
+                        error
+                    })
+                }
+            )*
+        }
+    };
+}
+
+operations! {
+    abort_multipart_upload(AbortMultipartUploadInput) -> AbortMultipartUploadOutput = multipart::abort_multipart_upload;
+    complete_multipart_upload(CompleteMultipartUploadInput) -> CompleteMultipartUploadOutput = multipart::complete_multipart_upload;
+    copy_object(CopyObjectInput) -> CopyObjectOutput = copy::copy_object;
+    create_bucket(CreateBucketInput) -> CreateBucketOutput = bucket::create_bucket;
+    create_multipart_upload(CreateMultipartUploadInput) -> CreateMultipartUploadOutput = multipart::create_multipart_upload;
+    delete_bucket(DeleteBucketInput) -> DeleteBucketOutput = bucket::delete_bucket;
+    delete_bucket_tagging(DeleteBucketTaggingInput) -> DeleteBucketTaggingOutput = tagging::delete_bucket_tagging;
+    delete_object(DeleteObjectInput) -> DeleteObjectOutput = delete::delete_object;
+    delete_object_tagging(DeleteObjectTaggingInput) -> DeleteObjectTaggingOutput = tagging::delete_object_tagging;
+    delete_objects(DeleteObjectsInput) -> DeleteObjectsOutput = delete::delete_objects;
+    get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput = bucket::get_bucket_location;
+    get_bucket_tagging(GetBucketTaggingInput) -> GetBucketTaggingOutput = tagging::get_bucket_tagging;
+    get_object(GetObjectInput) -> GetObjectOutput = get::get_object;
+    get_object_tagging(GetObjectTaggingInput) -> GetObjectTaggingOutput = tagging::get_object_tagging;
+    head_bucket(HeadBucketInput) -> HeadBucketOutput = bucket::head_bucket;
+    head_object(HeadObjectInput) -> HeadObjectOutput = get::head_object;
+    list_buckets(ListBucketsInput) -> ListBucketsOutput = bucket::list_buckets;
+    list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput = list::list_multipart_uploads;
+    list_objects(ListObjectsInput) -> ListObjectsOutput = list::list_objects;
+    list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output = list::list_objects_v2;
+    list_parts(ListPartsInput) -> ListPartsOutput = multipart::list_parts;
+    put_bucket_tagging(PutBucketTaggingInput) -> PutBucketTaggingOutput = tagging::put_bucket_tagging;
+    put_object(PutObjectInput) -> PutObjectOutput = put::put_object;
+    put_object_tagging(PutObjectTaggingInput) -> PutObjectTaggingOutput = tagging::put_object_tagging;
+    upload_part(UploadPartInput) -> UploadPartOutput = multipart::upload_part;
+    upload_part_copy(UploadPartCopyInput) -> UploadPartCopyOutput = copy::upload_part_copy;
 }

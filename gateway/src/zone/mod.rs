@@ -48,3 +48,8 @@ impl fmt::Display for ZoneName {
         f.write_str(&self.0)
     }
 }
+
+/// TEMP
+pub(crate) fn routes(_app: crate::app::SharedApp) -> axum::Router { axum::Router::new() }
+/// TEMP
+pub(crate) fn status(_record: &lithos_storage::ObjectRecord) -> Option<&'static str> { None }

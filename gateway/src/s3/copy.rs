@@ -1,0 +1,185 @@
+//! CopyObject and UploadPartCopy: new layouts over the source's blobs.
+
+use std::ops::Range;
+
+use lithos_storage::{ContentHeaders, Content, NewObject, ObjectRecord, OpenObject};
+use md5::{Digest, Md5};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+
+use super::{
+    PUT_LEN_MAX,
+    checksum::{checksum_type, set_checksum},
+    multipart::{open_upload, part_number},
+    precondition::{ReadConditions, Unmet, write_condition},
+    wire::{
+        bucket_name, content_headers, etag, header_tags, object_key, refuse, signer, store_error, timestamp, user_metadata,
+    },
+};
+use crate::{
+    app::App,
+    image::{annotate, wishes},
+};
+
+/// Collects the conditions on a copy's source from the fields of an input.
+macro_rules! source_conditions {
+    ($input:expr) => {
+        ReadConditions {
+            if_match: $input.copy_source_if_match.take(),
+            if_unmodified_since: $input.copy_source_if_unmodified_since.take(),
+            if_none_match: $input.copy_source_if_none_match.take(),
+            if_modified_since: $input.copy_source_if_modified_since.take(),
+        }
+    };
+}
+
+pub(super) async fn copy_object(
+    app: &App,
+    request: S3Request<dto::CopyObjectInput>,
+) -> S3Result<S3Response<dto::CopyObjectOutput>> {
+    let owner = signer(&request);
+    let mut input = request.input;
+    let bucket = bucket_name(&input.bucket)?;
+    let key = object_key(&input.key)?;
+    let replace_metadata = replaces(input.metadata_directive.as_ref().map(dto::MetadataDirective::as_str))?;
+    let replace_tags = replaces(input.tagging_directive.as_ref().map(dto::TaggingDirective::as_str))?;
+    let changes = replace_metadata || replace_tags || input.storage_class.is_some() || input.website_redirect_location.is_some();
+    let source = open_source(app, &input.copy_source).await?;
+    source_conditions!(input).check(&source.record, Unmet::PreconditionFailed)?;
+    if !changes && is_itself(&input.copy_source, bucket.as_str(), key.as_str()) {
+        return Err(refuse(
+            S3ErrorCode::InvalidRequest,
+            "a copy of an object onto itself must change its metadata, tags, storage class or redirect",
+        ));
+    }
+    if source.record.size() > PUT_LEN_MAX {
+        return Err(refuse(S3ErrorCode::InvalidRequest, "an object over 5 GiB is copied in parts, by UploadPartCopy"));
+    }
+    let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
+    let mut new = copied(share(app, &source).await?, &source.record, owner);
+    new.condition = condition;
+    if replace_metadata {
+        new.headers = content_headers!(input);
+        new.metadata = user_metadata(input.metadata.take())?;
+    } else {
+        let class = input.storage_class.take().map(|class| class.as_str().to_owned());
+        let redirect = input.website_redirect_location.take();
+        new.headers = ContentHeaders { storage_class: class, website_redirect_location: redirect, ..new.headers };
+    }
+    if replace_tags {
+        new.tags = header_tags(input.tagging.as_deref())?;
+    }
+    let put = app.store.put_object(&bucket, &key, new, |bucket_record, record| {
+        Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
+    });
+    let record = put.await.map_err(store_error)?.record;
+    let mut result = dto::CopyObjectResult {
+        e_tag: Some(etag(&record.etag)),
+        last_modified: Some(timestamp(record.last_modified)),
+        checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
+        ..Default::default()
+    };
+    set_checksum!(result, &record.checksum);
+    Ok(S3Response::new(dto::CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
+}
+
+pub(super) async fn upload_part_copy(
+    app: &App,
+    request: S3Request<dto::UploadPartCopyInput>,
+) -> S3Result<S3Response<dto::UploadPartCopyOutput>> {
+    let mut input = request.input;
+    let number = part_number(input.part_number)?;
+    let upload = open_upload(app, &input.bucket, &input.key, &input.upload_id).await?;
+    let source = open_source(app, &input.copy_source).await?;
+    source_conditions!(input).check(&source.record, Unmet::PreconditionFailed)?;
+    let size = source.record.size();
+    let range = input.copy_source_range.as_deref().map_or(Ok(0..size), |range| source_range(range, size))?;
+    let len = range.end - range.start;
+    if len > PUT_LEN_MAX {
+        return Err(refuse(S3ErrorCode::InvalidRequest, "a part has at most 5 GiB"));
+    }
+    let mut builder = app.store.content_builder_for(upload.id, Some(&source)).await.map_err(store_error)?;
+    builder.push_range(&mut source.reader(), range.start, len).await.map_err(store_error)?;
+    let content = builder.finish().await.map_err(store_error)?;
+    let part_etag = part_etag(&source.record, &range);
+    let (bucket, key) = (bucket_name(&input.bucket)?, object_key(&input.key)?);
+    let part = app.store.put_part(&bucket, &key, number, content, part_etag, None).await.map_err(store_error)?;
+    Ok(S3Response::new(dto::UploadPartCopyOutput {
+        copy_part_result: Some(dto::CopyPartResult {
+            e_tag: Some(etag(&part.etag)),
+            last_modified: Some(timestamp(part.last_modified)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }))
+}
+
+/// The whole of `source`, by reference.
+async fn share(app: &App, source: &OpenObject) -> S3Result<Content> {
+    Ok(app.store.content_builder(Some(source)).await.map_err(store_error)?.share(source))
+}
+
+/// A copy before any directive. What the server knows of the image holds for it too, but it is nobody's derivative.
+fn copied(content: Content, record: &ObjectRecord, owner: String) -> NewObject {
+    let mut annotations = record.annotations.clone();
+    annotations.remove(annotate::DERIVED_FROM);
+    NewObject {
+        content,
+        etag: record.etag.clone(),
+        headers: record.headers.clone(),
+        metadata: record.metadata.clone(),
+        tags: record.tags.clone(),
+        checksum: record.checksum.clone(),
+        part_sizes: record.part_sizes.clone(),
+        annotations,
+        owner,
+        last_modified: None,
+        condition: Default::default(),
+        fence: None,
+    }
+}
+
+/// The `ETag` of a copied part.
+///
+/// Differs: S3 gives the MD5 of the bytes, which would mean to read them all. Ours is the MD5 of the source's `ETag` and
+/// the range: as unique, and never taken for the MD5 of content, because an `ETag` of a completed upload is not one either.
+fn part_etag(source: &ObjectRecord, range: &Range<u64>) -> String {
+    if *range == (0..source.size()) && !source.etag.contains('-') {
+        return source.etag.clone();
+    }
+    let mut md5 = Md5::new();
+    md5.update(format!("{} {}-{}", source.etag, range.start, range.end));
+    hex::encode(md5.finalize())
+}
+
+async fn open_source(app: &App, source: &dto::CopySource) -> S3Result<OpenObject> {
+    let dto::CopySource::Bucket { bucket, key, version_id } = source else {
+        return Err(refuse(S3ErrorCode::NotImplemented, "a copy's source is named by bucket and key"));
+    };
+    if version_id.as_deref().is_some_and(|version| version != "null") {
+        return Err(refuse(S3ErrorCode::NoSuchVersion, "the source's bucket is not versioned"));
+    }
+    app.store.open_object(&bucket_name(bucket)?, &object_key(key)?).await.map_err(store_error)
+}
+
+fn is_itself(source: &dto::CopySource, bucket: &str, key: &str) -> bool {
+    matches!(source, dto::CopySource::Bucket { bucket: b, key: k, .. } if **b == *bucket && **k == *key)
+}
+
+fn replaces(directive: Option<&str>) -> S3Result<bool> {
+    match directive {
+        None | Some("COPY") => Ok(false),
+        Some("REPLACE") => Ok(true),
+        Some(_) => Err(refuse(S3ErrorCode::InvalidArgument, "a directive is COPY or REPLACE")),
+    }
+}
+
+/// `bytes=first-last`, both given and within the source (S3 API Reference, "UploadPartCopy").
+fn source_range(text: &str, size: u64) -> S3Result<Range<u64>> {
+    match dto::Range::parse(text) {
+        Ok(dto::Range::Int { first, last: Some(last) }) if last < size => Ok(first..last + 1),
+        Ok(dto::Range::Int { last: Some(_), .. }) => {
+            Err(refuse(S3ErrorCode::InvalidRange, format!("the range is not within the {size} bytes of the source")))
+        }
+        _ => Err(refuse(S3ErrorCode::InvalidArgument, "the range of a copied part has the form bytes=first-last")),
+    }
+}

@@ -1,0 +1,77 @@
+//! DeleteObject and DeleteObjects.
+
+use futures::{StreamExt, stream};
+use lithos_storage::BucketName;
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, dto};
+
+use super::wire::{bucket_name, object_key, refuse, store_error};
+use crate::app::App;
+
+/// Most keys of one DeleteObjects (S3 API Reference).
+const KEYS_MAX: usize = 1000;
+/// Deletes of one request that run at a time, so that they share a sync.
+const CONCURRENT: usize = 32;
+
+pub(super) async fn delete_object(
+    app: &App,
+    request: S3Request<dto::DeleteObjectInput>,
+) -> S3Result<S3Response<dto::DeleteObjectOutput>> {
+    let input = request.input;
+    delete(app, &bucket_name(&input.bucket)?, &input.key, input.version_id.as_deref()).await?;
+    Ok(S3Response::new(dto::DeleteObjectOutput::default()))
+}
+
+pub(super) async fn delete_objects(
+    app: &App,
+    request: S3Request<dto::DeleteObjectsInput>,
+) -> S3Result<S3Response<dto::DeleteObjectsOutput>> {
+    let input = request.input;
+    let bucket = bucket_name(&input.bucket)?;
+    app.store.bucket(&bucket).await.map_err(store_error)?;
+    let dto::Delete { objects, quiet } = input.delete;
+    if objects.is_empty() || objects.len() > KEYS_MAX {
+        return Err(refuse(S3ErrorCode::MalformedXML, format!("a DeleteObjects names 1 to {KEYS_MAX} keys")));
+    }
+    let results: Vec<(dto::ObjectIdentifier, S3Result<()>)> = stream::iter(objects)
+        .map(|object| {
+            let bucket = &bucket;
+            async move {
+                let result = delete(app, bucket, &object.key, object.version_id.as_deref()).await;
+                (object, result)
+            }
+        })
+        .buffered(CONCURRENT)
+        .collect()
+        .await;
+    let mut deleted = Vec::new();
+    let mut errors = Vec::new();
+    for (object, result) in results {
+        match result {
+            Ok(()) if quiet == Some(true) => {}
+            Ok(()) => deleted.push(dto::DeletedObject { key: Some(object.key), ..Default::default() }),
+            Err(error) => errors.push(listed(object, &error)),
+        }
+    }
+    Ok(S3Response::new(dto::DeleteObjectsOutput {
+        deleted: Some(deleted),
+        errors: Some(errors),
+        ..Default::default()
+    }))
+}
+
+async fn delete(app: &App, bucket: &BucketName, key: &str, version: Option<&str>) -> S3Result<()> {
+    if version.is_some_and(|version| version != "null") {
+        return Err(refuse(S3ErrorCode::NoSuchVersion, "the bucket is not versioned"));
+    }
+    app.store.delete_object(bucket, &object_key(key)?).await.map_err(store_error)?;
+    Ok(())
+}
+
+fn listed(object: dto::ObjectIdentifier, error: &S3Error) -> dto::Error {
+    dto::Error {
+        key: Some(object.key),
+        code: Some(error.code().as_str().to_owned()),
+        message: error.message().map(str::to_owned),
+        version_id: object.version_id,
+    }
+}

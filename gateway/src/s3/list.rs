@@ -1,0 +1,233 @@
+//! ListObjects, ListObjectsV2 and ListMultipartUploads.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use lithos_storage::{ListObjects, ListUploads, Listing, ListingEntry, ObjectRecord};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+
+use super::{
+    checksum,
+    wire::{bucket_name, etag, length, owner, refuse, store_error, timestamp, upload_id},
+};
+use crate::app::App;
+
+/// Most entries of one page (S3 API Reference, "ListObjectsV2").
+const PAGE_MAX: i32 = 1000;
+/// What `encoding-type=url` leaves as it is.
+const UNENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+pub(super) async fn list_objects(
+    app: &App,
+    request: S3Request<dto::ListObjectsInput>,
+) -> S3Result<S3Response<dto::ListObjectsOutput>> {
+    let input = request.input;
+    let encoding = Encoding::of(input.encoding_type.as_ref())?;
+    let max_keys = page_size(input.max_keys)?;
+    let list = ListObjects {
+        prefix: input.prefix.clone().unwrap_or_default(),
+        delimiter: input.delimiter.clone().unwrap_or_default(),
+        after: input.marker.clone().unwrap_or_default(),
+        limit: usize::try_from(max_keys).unwrap_or(0),
+    };
+    let listing = page(app, &input.bucket, &list).await?;
+    // Without a delimiter, S3 leaves it to the client to go on behind the last key.
+    let next_marker = listing.entries.last().filter(|_| listing.more && !list.delimiter.is_empty());
+    let next_marker = next_marker.map(|entry| encoding.apply(entry.name()));
+    let (contents, common_prefixes) = split(listing.entries, encoding, true);
+    Ok(S3Response::new(dto::ListObjectsOutput {
+        name: Some(input.bucket),
+        prefix: Some(encoding.apply(&list.prefix)),
+        marker: Some(encoding.apply(&list.after)),
+        max_keys: Some(max_keys),
+        is_truncated: Some(listing.more),
+        contents: Some(contents),
+        common_prefixes: Some(common_prefixes),
+        delimiter: input.delimiter.map(|delimiter| encoding.apply(&delimiter)),
+        next_marker,
+        encoding_type: input.encoding_type,
+        ..Default::default()
+    }))
+}
+
+pub(super) async fn list_objects_v2(
+    app: &App,
+    request: S3Request<dto::ListObjectsV2Input>,
+) -> S3Result<S3Response<dto::ListObjectsV2Output>> {
+    let input = request.input;
+    let encoding = Encoding::of(input.encoding_type.as_ref())?;
+    let max_keys = page_size(input.max_keys)?;
+    let after = match &input.continuation_token {
+        Some(token) => parse_token(token)?,
+        None => input.start_after.clone().unwrap_or_default(),
+    };
+    let list = ListObjects {
+        prefix: input.prefix.clone().unwrap_or_default(),
+        delimiter: input.delimiter.clone().unwrap_or_default(),
+        after,
+        limit: usize::try_from(max_keys).unwrap_or(0),
+    };
+    let listing = page(app, &input.bucket, &list).await?;
+    let last = listing.entries.last().filter(|_| listing.more);
+    let next_continuation_token = last.map(|entry| BASE64.encode(entry.name()));
+    let key_count = i32::try_from(listing.entries.len()).unwrap_or(i32::MAX);
+    let (contents, common_prefixes) = split(listing.entries, encoding, input.fetch_owner == Some(true));
+    Ok(S3Response::new(dto::ListObjectsV2Output {
+        name: Some(input.bucket),
+        prefix: Some(encoding.apply(&list.prefix)),
+        max_keys: Some(max_keys),
+        key_count: Some(key_count),
+        continuation_token: input.continuation_token,
+        is_truncated: Some(listing.more),
+        next_continuation_token,
+        contents: Some(contents),
+        common_prefixes: Some(common_prefixes),
+        delimiter: input.delimiter.map(|delimiter| encoding.apply(&delimiter)),
+        encoding_type: input.encoding_type,
+        start_after: input.start_after.map(|after| encoding.apply(&after)),
+        ..Default::default()
+    }))
+}
+
+pub(super) async fn list_multipart_uploads(
+    app: &App,
+    request: S3Request<dto::ListMultipartUploadsInput>,
+) -> S3Result<S3Response<dto::ListMultipartUploadsOutput>> {
+    let input = request.input;
+    let encoding = Encoding::of(input.encoding_type.as_ref())?;
+    let max_uploads = page_size(input.max_uploads)?;
+    let after_upload = match (&input.key_marker, &input.upload_id_marker) {
+        (Some(_), Some(id)) if !id.is_empty() => Some(upload_id(id)?),
+        // S3 ignores an upload id marker without a key marker.
+        _ => None,
+    };
+    let keys = ListObjects {
+        prefix: input.prefix.clone().unwrap_or_default(),
+        delimiter: input.delimiter.clone().unwrap_or_default(),
+        after: input.key_marker.clone().unwrap_or_default(),
+        limit: usize::try_from(max_uploads).unwrap_or(0),
+    };
+    let mut listing = app
+        .store
+        .list_uploads(&bucket_name(&input.bucket)?, &ListUploads { keys: keys.clone(), after_upload })
+        .await
+        .map_err(store_error)?;
+    listing.more &= keys.limit > 0;
+    let last = listing.entries.last().filter(|_| listing.more);
+    let next_key_marker = last.map(|entry| encoding.apply(entry.name()));
+    let next_upload_id_marker = match last {
+        Some(ListingEntry::Key(_, upload)) => Some(upload.id.to_string()),
+        _ => None,
+    };
+    let mut uploads = Vec::new();
+    let mut common_prefixes = Vec::new();
+    for entry in listing.entries {
+        match entry {
+            ListingEntry::CommonPrefix(prefix) => common_prefixes.push(common_prefix(&prefix, encoding)),
+            ListingEntry::Key(key, upload) => uploads.push(dto::MultipartUpload {
+                key: Some(encoding.apply(&key)),
+                upload_id: Some(upload.id.to_string()),
+                initiated: Some(timestamp(upload.record.initiated)),
+                owner: Some(owner(&upload.record.owner)),
+                initiator: Some(dto::Initiator {
+                    id: Some(upload.record.owner.clone()),
+                    display_name: Some(upload.record.owner),
+                }),
+                storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
+                ..Default::default()
+            }),
+        }
+    }
+    Ok(S3Response::new(dto::ListMultipartUploadsOutput {
+        bucket: Some(input.bucket),
+        prefix: input.prefix.map(|prefix| encoding.apply(&prefix)),
+        delimiter: input.delimiter.map(|delimiter| encoding.apply(&delimiter)),
+        key_marker: Some(encoding.apply(&keys.after)),
+        upload_id_marker: input.upload_id_marker,
+        max_uploads: Some(max_uploads),
+        is_truncated: Some(listing.more),
+        next_key_marker,
+        next_upload_id_marker,
+        uploads: Some(uploads),
+        common_prefixes: Some(common_prefixes),
+        encoding_type: input.encoding_type,
+        ..Default::default()
+    }))
+}
+
+async fn page(app: &App, bucket: &str, list: &ListObjects) -> S3Result<Listing<ObjectRecord>> {
+    let mut listing = app.store.list_objects(&bucket_name(bucket)?, list).await.map_err(store_error)?;
+    // A page of no entries has nothing to go on from: S3 says that it is the last.
+    listing.more &= list.limit > 0;
+    Ok(listing)
+}
+
+fn split(
+    entries: Vec<ListingEntry<ObjectRecord>>,
+    encoding: Encoding,
+    with_owner: bool,
+) -> (Vec<dto::Object>, Vec<dto::CommonPrefix>) {
+    let mut contents = Vec::new();
+    let mut prefixes = Vec::new();
+    for entry in entries {
+        match entry {
+            ListingEntry::CommonPrefix(prefix) => prefixes.push(common_prefix(&prefix, encoding)),
+            ListingEntry::Key(key, record) => contents.push(dto::Object {
+                key: Some(encoding.apply(&key)),
+                last_modified: Some(timestamp(record.last_modified)),
+                e_tag: Some(etag(&record.etag)),
+                size: Some(length(record.size())),
+                storage_class: Some(dto::ObjectStorageClass::from(
+                    record.headers.storage_class.unwrap_or_else(|| dto::StorageClass::STANDARD.to_owned()),
+                )),
+                checksum_algorithm: record.checksum.as_ref().map(|checksum| {
+                    vec![dto::ChecksumAlgorithm::from_static(checksum::name(checksum.algorithm))]
+                }),
+                checksum_type: record.checksum.as_ref().map(|checksum| checksum::checksum_type(checksum.kind)),
+                owner: with_owner.then(|| owner(&record.owner)),
+                ..Default::default()
+            }),
+        }
+    }
+    (contents, prefixes)
+}
+
+fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
+    dto::CommonPrefix { prefix: Some(encoding.apply(prefix)) }
+}
+
+/// How names are written in a listing.
+#[derive(Debug, Clone, Copy)]
+enum Encoding {
+    Plain,
+    Url,
+}
+
+impl Encoding {
+    fn of(asked: Option<&dto::EncodingType>) -> S3Result<Self> {
+        match asked.map(dto::EncodingType::as_str) {
+            None => Ok(Self::Plain),
+            Some(dto::EncodingType::URL) => Ok(Self::Url),
+            Some(_) => Err(refuse(S3ErrorCode::InvalidArgument, "the encoding type must be url")),
+        }
+    }
+
+    fn apply(self, name: &str) -> String {
+        match self {
+            Self::Plain => name.to_owned(),
+            Self::Url => utf8_percent_encode(name, UNENCODED).to_string(),
+        }
+    }
+}
+
+pub(super) fn page_size(asked: Option<i32>) -> S3Result<i32> {
+    match asked {
+        None => Ok(PAGE_MAX),
+        Some(asked) if asked >= 0 => Ok(asked.min(PAGE_MAX)),
+        Some(asked) => Err(refuse(S3ErrorCode::InvalidArgument, format!("a page of {asked} entries cannot be listed"))),
+    }
+}
+
+fn parse_token(token: &str) -> S3Result<String> {
+    let name = BASE64.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    name.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "the continuation token is not one that a listing gave"))
+}

@@ -1,0 +1,147 @@
+//! PutObject.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use lithos_storage::{BucketName, IngestOptions, Ingested, NewObject, ObjectKey};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto, dto::StreamingBlob};
+
+use super::{
+    PUT_LEN_MAX,
+    checksum::{Expected, checksum_type, set_checksum},
+    precondition::write_condition,
+    wire::{bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, user_metadata},
+};
+use crate::{
+    app::App,
+    image::{annotate, wishes},
+    import,
+    job::{ImportTask, Task},
+};
+
+/// User metadata that makes an empty PutObject an import.
+const IMPORT_URL: &str = "import-url";
+/// User metadata: what the import must hash to.
+const IMPORT_CHECKSUM: &str = "import-checksum";
+/// Response header: the job that a request has queued.
+const JOB_HEADER: &str = "x-lithos-job";
+
+pub(super) async fn put_object(
+    app: &App,
+    request: S3Request<dto::PutObjectInput>,
+) -> S3Result<S3Response<dto::PutObjectOutput>> {
+    let owner = signer(&request);
+    let S3Request { mut input, headers, trailing_headers, .. } = request;
+    let bucket = bucket_name(&input.bucket)?;
+    let key = object_key(&input.key)?;
+    let tags = header_tags(input.tagging.as_deref())?;
+    let mut metadata = user_metadata(input.metadata.take())?;
+    if let Some(url) = metadata.remove(IMPORT_URL) {
+        refuse_body(&headers, input.content_length)?;
+        let import = ImportTask {
+            bucket: bucket.to_string(),
+            key: key.to_string(),
+            url,
+            checksum: metadata.remove(IMPORT_CHECKSUM),
+            content_type: input.content_type.take(),
+            metadata,
+            tags,
+            owner,
+        };
+        return queue_import(app, &bucket, import).await;
+    }
+    let expected = Expected::of(&headers)?;
+    let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
+    app.store.bucket(&bucket).await.map_err(store_error)?;
+    let options = IngestOptions {
+        declared_len: Some(declared_len(&headers, input.content_length)?),
+        len_max: Some(PUT_LEN_MAX),
+        digests: expected.digests(None),
+        upload: None,
+    };
+    let Ingested { content, digests } =
+        app.store.ingest(body(input.body.take()), options).await.map_err(store_error)?;
+    let checksum = expected.verify(&digests, trailing_headers.as_ref(), None)?;
+    let annotations = annotate::annotations(app, content.layout()).await;
+    let new = NewObject {
+        content,
+        etag: hex::encode(digests.md5),
+        headers: content_headers!(input),
+        metadata,
+        tags,
+        checksum,
+        part_sizes: Vec::new(),
+        annotations,
+        owner,
+        last_modified: None,
+        condition,
+        fence: None,
+    };
+    commit(app, &bucket, &key, new).await
+}
+
+/// Commits a new object, with the jobs its tags wish for.
+async fn commit(
+    app: &App,
+    bucket: &BucketName,
+    key: &ObjectKey,
+    new: NewObject,
+) -> S3Result<S3Response<dto::PutObjectOutput>> {
+    let put = app.store.put_object(bucket, key, new, |bucket_record, record| {
+        Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
+    });
+    let record = put.await.map_err(store_error)?.record;
+    let mut output = dto::PutObjectOutput {
+        e_tag: Some(etag(&record.etag)),
+        checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
+        size: Some(length(record.size())),
+        ..Default::default()
+    };
+    set_checksum!(output, &record.checksum);
+    Ok(S3Response::new(output))
+}
+
+/// Queues the fetch. The object appears when it has come in whole.
+async fn queue_import(app: &App, bucket: &BucketName, import: ImportTask) -> S3Result<S3Response<dto::PutObjectOutput>> {
+    app.store.bucket(bucket).await.map_err(store_error)?;
+    import::check_request(&app.config.import, &import.url, import.checksum.as_deref())
+        .map_err(|message| refuse(S3ErrorCode::InvalidArgument, message))?;
+    let job = app.store.queue_job(Task::Import(Box::new(import)).job()).await.map_err(store_error)?;
+    let mut response = S3Response::new(dto::PutObjectOutput::default());
+    if let Ok(value) = job.to_string().parse() {
+        response.headers.insert(JOB_HEADER, value);
+    }
+    Ok(response)
+}
+
+fn refuse_body(headers: &HeaderMap, content_length: Option<i64>) -> S3Result<()> {
+    if declared_len(headers, content_length)? > 0 {
+        let message = format!("a PutObject with the metadata {IMPORT_URL} must have no body: the server fetches the URL");
+        return Err(refuse(S3ErrorCode::InvalidRequest, message));
+    }
+    Ok(())
+}
+
+/// How long the body is without its transfer encoding. S3 wants to know beforehand.
+pub(super) fn declared_len(headers: &HeaderMap, content_length: Option<i64>) -> S3Result<u64> {
+    let decoded = headers.get("x-amz-decoded-content-length").and_then(|value| value.to_str().ok());
+    let declared = match decoded {
+        Some(decoded) => decoded.parse().ok(),
+        None => content_length.and_then(|len| u64::try_from(len).ok()),
+    };
+    declared.ok_or_else(|| refuse(S3ErrorCode::MissingContentLength, "the length of the body must be declared"))
+}
+
+/// A body as the store takes it.
+pub(super) fn body(body: Option<StreamingBlob>) -> impl Stream<Item = Result<Bytes, lithos_storage::BodyError>> + Send {
+    use futures::StreamExt;
+    futures::stream::iter(body).flatten()
+}
+
+/// Kept apart from user metadata: what the store shows of its own.
+pub(super) fn shown_metadata(metadata: &BTreeMap<String, String>, annotations: &BTreeMap<String, String>) -> dto::Metadata {
+    metadata.iter().chain(annotations).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
