@@ -44,11 +44,20 @@ impl App {
         let keyring = Keyring::open(&config.data, config.root_keys.clone())?;
         let store = Store::open(Arc::new(kv), Arc::new(blobs), Arc::new(SystemClock)).await?;
         let worker = u64::from(std::process::id()) << 32 | (store.now().0 & 0xffff_ffff);
-        let recovered = store.recover(worker).await.context("cannot clear what an earlier run left")?;
+        let recovered = store
+            .recover(worker)
+            .await
+            .context("cannot clear what an earlier run left")?;
         if recovered != lithos_storage::Recovered::default() {
             tracing::info!(?recovered, "cleared what an earlier run left");
         }
-        Ok(Arc::new(Self { config, store, keyring, worker, stopping: CancellationToken::new() }))
+        Ok(Arc::new(Self {
+            config,
+            store,
+            keyring,
+            worker,
+            stopping: CancellationToken::new(),
+        }))
     }
 
     /// Whether this server serves `zone`.
@@ -62,7 +71,10 @@ impl App {
 pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the one clock that everything else is given")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one clock that everything else is given"
+    )]
     fn now(&self) -> Timestamp {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Timestamp(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))

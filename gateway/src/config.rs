@@ -33,7 +33,12 @@ pub(crate) struct Settings {
     pub(crate) domain: Vec<String>,
 
     /// Addresses that imports may fetch from although they are loopback, link-local or private, as CIDR blocks
-    #[arg(long = "import-allow", env = "LITHOS_IMPORT_ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(
+        long = "import-allow",
+        env = "LITHOS_IMPORT_ALLOW",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
     pub(crate) import_allow: Vec<IpNet>,
 
     /// PEM file of further certificate authorities that imports trust
@@ -77,7 +82,9 @@ pub(crate) struct RootKeys {
 
 impl std::fmt::Debug for RootKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RootKeys").field("access_key", &self.access_key).finish_non_exhaustive()
+        f.debug_struct("RootKeys")
+            .field("access_key", &self.access_key)
+            .finish_non_exhaustive()
     }
 }
 
@@ -87,7 +94,8 @@ const WORKERS_MAX: usize = 64;
 impl Settings {
     /// Reads a TOML file.
     pub(crate) fn read(path: &std::path::Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))
     }
 
@@ -100,7 +108,11 @@ impl Settings {
             admin_listen: self.admin_listen.or(file.admin_listen),
             zone: lists(self.zone, file.zone),
             domain: lists(self.domain, file.domain),
-            import_allow: if self.import_allow.is_empty() { file.import_allow } else { self.import_allow },
+            import_allow: if self.import_allow.is_empty() {
+                file.import_allow
+            } else {
+                self.import_allow
+            },
             import_ca: self.import_ca.or(file.import_ca),
             workers: self.workers.or(file.workers),
         }
@@ -108,22 +120,37 @@ impl Settings {
 
     /// Checks everything.
     pub(crate) fn check(self, root_keys: Option<RootKeys>) -> anyhow::Result<Config> {
-        let zones = if self.zone.is_empty() { vec!["default".to_owned()] } else { self.zone };
+        let zones = if self.zone.is_empty() {
+            vec!["default".to_owned()]
+        } else {
+            self.zone
+        };
         let workers = self.workers.unwrap_or(2);
         if !(1..=WORKERS_MAX).contains(&workers) {
             bail!("workers must be between 1 and {WORKERS_MAX}, not {workers}");
         }
         let ca_pem = self
             .import_ca
-            .map(|path| std::fs::read(&path).with_context(|| format!("cannot read the certificates {}", path.display())))
+            .map(|path| {
+                std::fs::read(&path).with_context(|| format!("cannot read the certificates {}", path.display()))
+            })
             .transpose()?;
         Ok(Config {
             data: self.data.unwrap_or_else(|| "lithos-data".into()),
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
-            admin_listen: self.admin_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
-            zones: zones.iter().map(|zone| zone.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?,
+            admin_listen: self
+                .admin_listen
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
+            zones: zones
+                .iter()
+                .map(|zone| zone.parse())
+                .collect::<Result<_, _>>()
+                .map_err(anyhow::Error::msg)?,
             domains: self.domain,
-            import: ImportConfig { allow: self.import_allow, ca_pem },
+            import: ImportConfig {
+                allow: self.import_allow,
+                ca_pem,
+            },
             workers,
             root_keys,
         })
@@ -137,7 +164,10 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let file: Settings = toml::from_str("listen = \"127.0.0.1:1\"\nworkers = 3\nzone = [\"az1\"]").unwrap();
-        let flags = Settings { workers: Some(5), ..Settings::default() };
+        let flags = Settings {
+            workers: Some(5),
+            ..Settings::default()
+        };
         let config = flags.or(file).check(None).unwrap();
         assert_eq!(config.listen.port(), 1);
         assert_eq!(config.workers, 5);
@@ -148,7 +178,21 @@ mod tests {
     #[test]
     fn unknown_and_absurd_settings_are_refused() {
         assert!(toml::from_str::<Settings>("liste = \"127.0.0.1:1\"").is_err());
-        assert!(Settings { workers: Some(0), ..Settings::default() }.check(None).is_err());
-        assert!(Settings { zone: vec!["a b".into()], ..Settings::default() }.check(None).is_err());
+        assert!(
+            Settings {
+                workers: Some(0),
+                ..Settings::default()
+            }
+            .check(None)
+            .is_err()
+        );
+        assert!(
+            Settings {
+                zone: vec!["a b".into()],
+                ..Settings::default()
+            }
+            .check(None)
+            .is_err()
+        );
     }
 }

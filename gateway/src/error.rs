@@ -7,6 +7,10 @@ use s3s::{
 };
 
 /// What a client sees of `error`: an S3 code and a safe message. The whole chain of what is the server's fault is logged.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is called by map_err, which gives the error away"
+)]
 pub(crate) fn s3_error(error: Error) -> S3Error {
     use ErrorKind as Kind;
     let code = match error.kind() {
@@ -21,7 +25,7 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
         Kind::InvalidArgument | Kind::NoSuchJob | Kind::NoSuchRecord => S3ErrorCode::InvalidArgument,
         Kind::TooLarge => S3ErrorCode::EntityTooLarge,
         Kind::IncompleteBody => S3ErrorCode::IncompleteBody,
-        Kind::BodyFailed => return body_error(error),
+        Kind::BodyFailed => return body_error(&error),
         Kind::PreconditionFailed => S3ErrorCode::PreconditionFailed,
         Kind::Contended => S3ErrorCode::SlowDown,
         Kind::OutcomeUnknown | Kind::Corrupt | Kind::Io => {
@@ -36,22 +40,36 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
 }
 
 /// A body that could not be read: refused while it was being verified, over a limit, or cut off.
-fn body_error(error: Error) -> S3Error {
-    let mut source = std::error::Error::source(&error);
+fn body_error(error: &Error) -> S3Error {
+    let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(refused) = cause.downcast_ref::<S3Error>() {
-            return S3Error::with_message(refused.code().clone(), refused.message().unwrap_or("the body was refused").to_owned());
+            return S3Error::with_message(
+                refused.code().clone(),
+                refused.message().unwrap_or("the body was refused").to_owned(),
+            );
         }
         if cause.is::<s3s::BodySizeLimitExceeded>() {
-            return S3Error::with_message(S3ErrorCode::EntityTooLarge, "the body is over the size limit of one upload");
+            return S3Error::with_message(
+                S3ErrorCode::EntityTooLarge,
+                "the body is over the size limit of one upload",
+            );
         }
-        let verification = cause.downcast_ref::<AwsChunkedStreamError>().map(AwsChunkedStreamError::to_s3_error_code);
-        let verification =
-            verification.or_else(|| cause.downcast_ref::<UploadStreamError>().map(UploadStreamError::to_s3_error_code));
+        let verification = cause
+            .downcast_ref::<AwsChunkedStreamError>()
+            .map(AwsChunkedStreamError::to_s3_error_code);
+        let verification = verification.or_else(|| {
+            cause
+                .downcast_ref::<UploadStreamError>()
+                .map(UploadStreamError::to_s3_error_code)
+        });
         if let Some(code) = verification.filter(|code| *code != S3ErrorCode::InternalError) {
             return S3Error::with_message(code, format!("the body was refused while it was read: {cause}"));
         }
         source = cause.source();
     }
-    S3Error::with_message(S3ErrorCode::IncompleteBody, "the body broke off before its declared length")
+    S3Error::with_message(
+        S3ErrorCode::IncompleteBody,
+        "the body broke off before its declared length",
+    )
 }

@@ -52,8 +52,8 @@ struct Arguments {
 enum Command {
     /// Run an image server
     ///
-    /// Root keys come from LITHOS_ACCESS_KEY and LITHOS_SECRET_KEY. Without them the first start makes a pair and writes it
-    /// to `credentials` in the data folder, where the aws command finds it by AWS_SHARED_CREDENTIALS_FILE.
+    /// Root keys come from `LITHOS_ACCESS_KEY` and `LITHOS_SECRET_KEY`. Without them the first start makes a pair and writes it
+    /// to `credentials` in the data folder, where the aws command finds it by `AWS_SHARED_CREDENTIALS_FILE`.
     Serve {
         /// TOML file with the settings below, spelled the same without dashes in front
         #[arg(long, env = "LITHOS_CONFIG", value_name = "FILE")]
@@ -102,14 +102,22 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("LITHOS_LOG").unwrap_or_else(|_| EnvFilter::new("info,s3s=warn"));
     let colors = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colors)
+        .with_target(false)
+        .init();
 }
 
 /// Root keys from the environment. One without the other is a mistake that would go unnoticed.
 fn environment_keys() -> anyhow::Result<Option<RootKeys>> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     match (variable("LITHOS_ACCESS_KEY"), variable("LITHOS_SECRET_KEY")) {
-        (Some(access_key), Some(secret_key)) => Ok(Some(RootKeys { access_key, secret_key: secret_key.into() })),
+        (Some(access_key), Some(secret_key)) => Ok(Some(RootKeys {
+            access_key,
+            secret_key: secret_key.into(),
+        })),
         (None, None) => Ok(None),
         _ => anyhow::bail!("set both LITHOS_ACCESS_KEY and LITHOS_SECRET_KEY, or neither"),
     }

@@ -26,6 +26,7 @@ use crate::{
     config::Config,
     job::runner::run_jobs,
     s3,
+    zone::ZoneName,
 };
 
 /// How long requests under way may take to finish when the server stops.
@@ -33,13 +34,13 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Most connections at a time, of each listener; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4096;
 /// How long a client may take to send the head of a request: an idle or slow client costs a connection no longer.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
 /// Most bytes of a connection's read buffer: it bounds the memory of a connection and the head of a request.
 const READ_BUFFER_MAX: usize = 128 << 10;
 /// How often the sweep looks around without having been asked.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
 /// How often all blobs are compared with the index, and expired intents given up.
-const STRAYS_EVERY: Duration = Duration::from_secs(60 * 60);
+const STRAYS_EVERY: Duration = Duration::from_hours(1);
 
 /// Runs the server until it is told to stop.
 pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
@@ -53,7 +54,12 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     background.spawn(sweep(Arc::clone(&app)));
     let mut listeners = JoinSet::new();
     listeners.spawn(accept(Arc::clone(&app), transfer, s3::service(&app)?, "transfer"));
-    listeners.spawn(accept(Arc::clone(&app), management, crate::admin::service(&app), "management"));
+    listeners.spawn(accept(
+        Arc::clone(&app),
+        management,
+        crate::admin::service(&app),
+        "management",
+    ));
 
     stop_signal().await?;
     tracing::info!("stopping: requests under way may finish");
@@ -66,7 +72,9 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))
+    TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("cannot listen on {addr}"))
 }
 
 /// Says where the server listens, in the log and in a file.
@@ -80,7 +88,7 @@ fn announce(app: &App, transfer: SocketAddr, management: SocketAddr) -> anyhow::
     std::fs::write(&temporary, format!("{text}\n"))
         .and_then(|()| std::fs::rename(&temporary, &path))
         .with_context(|| format!("cannot write {}", path.display()))?;
-    let zones: Vec<&str> = app.config.zones.iter().map(|zone| zone.as_str()).collect();
+    let zones: Vec<&str> = app.config.zones.iter().map(ZoneName::as_str).collect();
     tracing::info!(%transfer, %management, zones = zones.join(","), data = %app.config.data.display(), "serving");
     if let Some(credentials) = app.keyring.credentials_path() {
         tracing::info!("root keys are in {}", credentials.display());
@@ -108,8 +116,7 @@ pub(crate) type HttpRequest = Request<Incoming>;
 /// A response as the services give it.
 pub(crate) type HttpResponse = Response<s3s::Body>;
 /// What answers the requests of a listener. Never fails: an error is a response.
-pub(crate) type Service =
-    Arc<dyn Fn(HttpRequest) -> futures::future::BoxFuture<'static, HttpResponse> + Send + Sync>;
+pub(crate) type Service = Arc<dyn Fn(HttpRequest) -> futures::future::BoxFuture<'static, HttpResponse> + Send + Sync>;
 
 async fn accept(app: SharedApp, listener: TcpListener, service: Service, name: &'static str) {
     let graceful = GracefulShutdown::new();
@@ -119,7 +126,9 @@ async fn accept(app: SharedApp, listener: TcpListener, service: Service, name: &
             () = app.stopping.cancelled() => break,
             accepted = accept_one(&listener, &places) => accepted,
         };
-        let Some((stream, peer, place)) = accepted else { continue };
+        let Some((stream, peer, place)) = accepted else {
+            continue;
+        };
         let service = Arc::clone(&service);
         let app = Arc::clone(&app);
         let answer = service_fn(move |request| answer(Arc::clone(&app), Arc::clone(&service), request, peer, name));
@@ -138,7 +147,10 @@ async fn accept(app: SharedApp, listener: TcpListener, service: Service, name: &
     }
     drop(listener);
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!("{name}: some requests did not finish within {} s and are cut off", DRAIN.as_secs());
+        tracing::warn!(
+            "{name}: some requests did not finish within {} s and are cut off",
+            DRAIN.as_secs()
+        );
     }
 }
 
@@ -181,7 +193,11 @@ async fn answer(
         response.headers_mut().insert("x-amz-request-id", value);
     }
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let length = response.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).unwrap_or("-");
+    let length = response
+        .headers()
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("-");
     tracing::info!(target: "access", listener, %peer, %method, path, status = response.status().as_u16(), length, millis, id);
     Ok(response)
 }
@@ -200,7 +216,10 @@ async fn sweep(app: SharedApp) {
         match report {
             Ok(report) if report != lithos_storage::SweepReport::default() => tracing::debug!(?report, "swept"),
             Ok(_) => {}
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the sweep failed; it will go on"),
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the sweep failed; it will go on"
+            ),
         }
     }
 }

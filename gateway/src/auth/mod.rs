@@ -35,8 +35,16 @@ impl Keyring {
         let sealing = SealingKey::open(&data.join("secret.key"))?;
         let path = data.join("credentials");
         Ok(match root {
-            Some(root) => Self { root, sealing, credentials: None },
-            None => Self { root: open_credentials(&path)?, sealing, credentials: Some(path) },
+            Some(root) => Self {
+                root,
+                sealing,
+                credentials: None,
+            },
+            None => Self {
+                root: open_credentials(&path)?,
+                sealing,
+                credentials: Some(path),
+            },
         })
     }
 
@@ -80,7 +88,10 @@ pub(crate) fn read_credentials(path: &Path) -> anyhow::Result<RootKeys> {
         })
     };
     match (find("aws_access_key_id"), find("aws_secret_access_key")) {
-        (Some(access_key), Some(secret_key)) => Ok(RootKeys { access_key, secret_key: SecretKey::from(secret_key) }),
+        (Some(access_key), Some(secret_key)) => Ok(RootKeys {
+            access_key,
+            secret_key: SecretKey::from(secret_key),
+        }),
         _ => bail!("{} lacks aws_access_key_id or aws_secret_access_key", path.display()),
     }
 }
@@ -89,7 +100,10 @@ fn open_credentials(path: &Path) -> anyhow::Result<RootKeys> {
     if path.exists() {
         return read_credentials(path);
     }
-    let keys = RootKeys { access_key: format!("LITHOS{}", random_name(14)?), secret_key: random_name(40)?.into() };
+    let keys = RootKeys {
+        access_key: format!("LITHOS{}", random_name(14)?),
+        secret_key: random_name(40)?.into(),
+    };
     let text = format!(
         "# Root keys of this server, made at its first start.\n[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
         keys.access_key,
@@ -103,7 +117,12 @@ fn open_credentials(path: &Path) -> anyhow::Result<RootKeys> {
 fn write_secret(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
         let temporary = path.with_extension("new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -117,7 +136,11 @@ fn random_name(len: usize) -> anyhow::Result<String> {
     const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut bytes = vec![0; len];
     seal::fill_random(&mut bytes)?;
-    Ok(bytes.iter().filter_map(|byte| LETTERS.get(usize::from(byte % 32))).map(|letter| char::from(*letter)).collect())
+    Ok(bytes
+        .iter()
+        .filter_map(|byte| LETTERS.get(usize::from(byte % 32)))
+        .map(|letter| char::from(*letter))
+        .collect())
 }
 
 #[cfg(test)]

@@ -41,7 +41,11 @@ impl S3Auth for KeyringAuth {
 /// [`custom_route_max_body_size`](s3s::config::S3Config::custom_route_max_body_size), 1 MiB unless it is set, whose refusal
 /// is an S3 error: set it to `None` where the router has bounds of its own.
 pub(crate) fn signed_routes(app: &SharedApp, prefix: &'static str, router: Router) -> impl S3Route {
-    SignedRoutes { app: SharedApp::clone(app), prefix, router }
+    SignedRoutes {
+        app: SharedApp::clone(app),
+        prefix,
+        router,
+    }
 }
 
 struct SignedRoutes {
@@ -74,7 +78,9 @@ impl S3Route for SignedRoutes {
         *inner.headers_mut() = request.headers;
         *inner.extensions_mut() = request.extensions;
         if let Some(credentials) = request.credentials {
-            inner.extensions_mut().insert(Caller { access_key: credentials.access_key });
+            inner.extensions_mut().insert(Caller {
+                access_key: credentials.access_key,
+            });
         }
         let Ok(answer) = self.router.clone().oneshot(inner).await;
         let (parts, body) = answer.into_parts();
@@ -87,9 +93,16 @@ impl S3Route for SignedRoutes {
 
 /// Whether the `Host` header names a bucket (virtual-host style): then the whole path is a key, whatever it begins with.
 fn names_bucket(headers: &HeaderMap, domains: &[String]) -> bool {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
+    let host = headers
+        .get(HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let host = host.rsplit_once(':').map_or(host.as_str(), |(name, _port)| name);
-    domains.iter().any(|domain| host.strip_suffix(&domain.to_ascii_lowercase()).is_some_and(|rest| rest.ends_with('.')))
+    domains.iter().any(|domain| {
+        host.strip_suffix(&domain.to_ascii_lowercase())
+            .is_some_and(|rest| rest.ends_with('.'))
+    })
 }
 
 #[cfg(test)]

@@ -26,7 +26,8 @@ impl SealingKey {
             super::write_secret(path, &key)?;
         }
         let key = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| anyhow!("{} is not a key of 32 bytes", path.display()))?;
+        let key =
+            UnboundKey::new(&AES_256_GCM, &key).map_err(|_| anyhow!("{} is not a key of 32 bytes", path.display()))?;
         Ok(Self(LessSafeKey::new(key)))
     }
 
@@ -35,17 +36,27 @@ impl SealingKey {
         fill_random(&mut nonce)?;
         let mut sealed = secret.to_vec();
         self.0
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(context.as_bytes()), &mut sealed)
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(context.as_bytes()),
+                &mut sealed,
+            )
             .map_err(|_| anyhow!("cannot seal a secret"))?;
         Ok([&nonce[..], &sealed].concat())
     }
 
     pub(crate) fn open_sealed(&self, context: &str, sealed: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let Some((nonce, rest)) = sealed.split_first_chunk::<NONCE_LEN>() else { bail!("a sealed secret is too short") };
+        let Some((nonce, rest)) = sealed.split_first_chunk::<NONCE_LEN>() else {
+            bail!("a sealed secret is too short")
+        };
         let mut rest = rest.to_vec();
         let secret = self
             .0
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(context.as_bytes()), &mut rest)
+            .open_in_place(
+                Nonce::assume_unique_for_key(*nonce),
+                Aad::from(context.as_bytes()),
+                &mut rest,
+            )
             .map_err(|_| anyhow!("a sealed secret does not open: secret.key is not the one it was sealed with"))?;
         Ok(secret.to_vec())
     }
@@ -53,5 +64,7 @@ impl SealingKey {
 
 /// Fills `bytes` from the operating system's random source.
 pub(crate) fn fill_random(bytes: &mut [u8]) -> anyhow::Result<()> {
-    SystemRandom::new().fill(bytes).map_err(|_| anyhow!("the operating system gives no random numbers"))
+    SystemRandom::new()
+        .fill(bytes)
+        .map_err(|_| anyhow!("the operating system gives no random numbers"))
 }

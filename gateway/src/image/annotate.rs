@@ -28,13 +28,17 @@ const WARNING_LEN_MAX: usize = 512;
 /// Never fails: what cannot be read is no image.
 pub(crate) async fn annotations(app: &App, layout: &Layout) -> BTreeMap<String, String> {
     let image = ObjectImage::new(app.store.staged_reader(layout));
-    tokio::task::spawn_blocking(move || probe(&image, false)).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || probe(&image, false))
+        .await
+        .unwrap_or_default()
 }
 
 /// Looks at an object that is known to be an image, because somebody asks for a conversion of it.
 pub(crate) async fn image_annotations(reader: ObjectReader) -> BTreeMap<String, String> {
     let image = ObjectImage::new(reader);
-    tokio::task::spawn_blocking(move || probe(&image, true)).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || probe(&image, true))
+        .await
+        .unwrap_or_default()
 }
 
 /// The annotations of `image`. Without `known`, bytes that show no sign of an image have none.
@@ -43,7 +47,9 @@ fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
     if image.size() == 0 {
         return found;
     }
-    let Ok(probe) = lithos_convert::probe(image) else { return found };
+    let Ok(probe) = lithos_convert::probe(image) else {
+        return found;
+    };
     if probe.format == Format::Raw && probe.evidence == Evidence::Default && !known {
         return found;
     }
@@ -66,15 +72,22 @@ fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
 
 /// `text` as it can stand in a header: printable ASCII, and not too long.
 pub(crate) fn header_text(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(WARNING_LEN_MAX).collect()
+    text.chars()
+        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
+        .take(WARNING_LEN_MAX)
+        .collect()
 }
 
 /// Looks at an object that was committed without having been looked at.
 pub(crate) async fn annotate_object(app: &App, bucket: &BucketName, key: &ObjectKey, version: LayoutId) {
-    let Ok(object) = app.store.open_object(bucket, key).await else { return };
+    let Ok(object) = app.store.open_object(bucket, key).await else {
+        return;
+    };
     if object.record.layout_id == version {
         let image = ObjectImage::new(object.reader());
-        let found = tokio::task::spawn_blocking(move || probe(&image, false)).await.unwrap_or_default();
+        let found = tokio::task::spawn_blocking(move || probe(&image, false))
+            .await
+            .unwrap_or_default();
         note(app, bucket, key, version, &found).await;
     }
 }
@@ -95,6 +108,9 @@ pub(crate) async fn note(
         Ok(Vec::new())
     });
     if let Err(error) = update.await {
-        tracing::debug!(error = &error as &dyn std::error::Error, "what was found of an image is not noted");
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "what was found of an image is not noted"
+        );
     }
 }

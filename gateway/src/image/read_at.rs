@@ -17,7 +17,11 @@ pub(crate) struct ObjectImage {
 impl ObjectImage {
     /// An image of the bytes that `reader` reads, by the runtime that this is called on.
     pub(crate) fn new(reader: ObjectReader) -> Self {
-        Self { size: reader.size(), runtime: Handle::current(), reader: Mutex::new(reader) }
+        Self {
+            size: reader.size(),
+            runtime: Handle::current(),
+            reader: Mutex::new(reader),
+        }
     }
 
     fn reader(&self) -> std::sync::MutexGuard<'_, ObjectReader> {
@@ -33,15 +37,25 @@ impl ReadAt for ObjectImage {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.size);
         let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-        let bytes = self.runtime.block_on(self.reader().read(offset..end)).map_err(io::Error::other)?;
+        let bytes = self
+            .runtime
+            .block_on(self.reader().read(offset..end))
+            .map_err(io::Error::other)?;
         buf.copy_from_slice(&bytes);
         Ok(())
     }
 
     fn run_at(&self, offset: u64) -> io::Result<Run> {
-        let piece = self.runtime.block_on(self.reader().piece_at(offset, u64::MAX)).map_err(io::Error::other)?;
+        let piece = self
+            .runtime
+            .block_on(self.reader().piece_at(offset, u64::MAX))
+            .map_err(io::Error::other)?;
         let piece = piece.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-        let kind = if matches!(piece.extent, Extent::Zero) { RunKind::Zero } else { RunKind::Data };
+        let kind = if matches!(piece.extent, Extent::Zero) {
+            RunKind::Zero
+        } else {
+            RunKind::Data
+        };
         Ok(Run { kind, len: piece.len })
     }
 }

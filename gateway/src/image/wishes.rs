@@ -21,7 +21,9 @@ pub(crate) const PENDING: &str = "PENDING";
 pub(crate) fn targets(tags: &Tags) -> Result<Vec<Target>, String> {
     let mut targets: Vec<Target> = Vec::new();
     for word in words(tags.get(CONVERT_TO)) {
-        let target: Target = word.parse().map_err(|e| format!("the tag {CONVERT_TO} asks for {word:?}: {e}"))?;
+        let target: Target = word
+            .parse()
+            .map_err(|e| format!("the tag {CONVERT_TO} asks for {word:?}: {e}"))?;
         if !targets.contains(&target) {
             targets.push(target);
         }
@@ -31,7 +33,9 @@ pub(crate) fn targets(tags: &Tags) -> Result<Vec<Target>, String> {
 
 /// The zones that a tag wishes for.
 pub(crate) fn zones(tags: &Tags, tag: &str) -> Result<BTreeSet<ZoneName>, String> {
-    words(tags.get(tag)).map(|word| word.parse().map_err(|e| format!("the tag {tag} names {e}"))).collect()
+    words(tags.get(tag))
+        .map(|word| word.parse().map_err(|e| format!("the tag {tag} names {e}")))
+        .collect()
 }
 
 /// Checks the tags that mean something to this server.
@@ -43,7 +47,13 @@ pub(crate) fn check(tags: &Tags) -> Result<(), String> {
 }
 
 /// The jobs that the tags of an object and of its bucket wish for; notes in the record which zones wait for it.
-pub(crate) fn jobs(app: &App, bucket: &str, key: &str, bucket_record: &BucketRecord, record: &mut ObjectRecord) -> Vec<NewJob> {
+pub(crate) fn jobs(
+    app: &App,
+    bucket: &str,
+    key: &str,
+    bucket_record: &BucketRecord,
+    record: &mut ObjectRecord,
+) -> Vec<NewJob> {
     // Tags were checked when they came in; what an older release let through wishes for nothing.
     let mut jobs = convert(bucket, key, record);
     jobs.extend(replicate(app, bucket, key, bucket_record, record));
@@ -58,7 +68,13 @@ fn convert(bucket: &str, key: &str, record: &ObjectRecord) -> Vec<NewJob> {
         .iter()
         .map(|target| {
             let (bucket, key) = (bucket.to_owned(), key.to_owned());
-            Task::Convert { bucket, key, version: version.clone(), target: target.to_string() }.job()
+            Task::Convert {
+                bucket,
+                key,
+                version: version.clone(),
+                target: target.to_string(),
+            }
+            .job()
         })
         .collect()
 }
@@ -73,7 +89,10 @@ pub(crate) fn replicate(
 ) -> Vec<NewJob> {
     let mut wanted = zones(&record.tags, REPLICATE_TO).unwrap_or_default();
     wanted.extend(zones(&bucket_record.tags, ZONES).unwrap_or_default());
-    wanted.iter().flat_map(|zone| queue_replication(app, bucket, key, record, zone)).collect()
+    wanted
+        .iter()
+        .flat_map(|zone| queue_replication(app, bucket, key, record, zone))
+        .collect()
 }
 
 /// The replication to `zone`, if the bucket is still bound to it or the object still wants it.
@@ -98,12 +117,23 @@ fn queue_replication(app: &App, bucket: &str, key: &str, record: &mut ObjectReco
         return Vec::new();
     }
     record.replication.insert(zone.to_string(), PENDING.to_owned());
-    vec![Task::Replicate { bucket: bucket.to_owned(), key: key.to_owned(), zone: zone.clone() }.job()]
+    vec![
+        Task::Replicate {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            zone: zone.clone(),
+        }
+        .job(),
+    ]
 }
 
 /// Words that spaces or commas separate.
 fn words(value: Option<&String>) -> impl Iterator<Item = &str> {
-    value.map(String::as_str).unwrap_or_default().split([' ', ',']).filter(|word| !word.is_empty())
+    value
+        .map(String::as_str)
+        .unwrap_or_default()
+        .split([' ', ','])
+        .filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -116,8 +146,11 @@ mod tests {
 
     #[test]
     fn words_are_separated_by_spaces_or_commas() {
-        let found: Vec<String> =
-            targets(&tags(CONVERT_TO, " qcow2,raw  qcow2 ")).unwrap().iter().map(ToString::to_string).collect();
+        let found: Vec<String> = targets(&tags(CONVERT_TO, " qcow2,raw  qcow2 "))
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(found, ["qcow2", "raw"]);
         let found = zones(&tags(REPLICATE_TO, "az2, az3"), REPLICATE_TO).unwrap();
         assert_eq!(found.into_iter().map(String::from).collect::<Vec<_>>(), ["az2", "az3"]);

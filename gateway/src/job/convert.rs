@@ -25,27 +25,45 @@ pub(super) async fn run(
     version: LayoutId,
     target: &str,
 ) -> Result<String, JobError> {
-    let target: Target = target.parse().map_err(|e: lithos_convert::Error| JobError::Failed(e.to_string()))?;
+    let target: Target = target
+        .parse()
+        .map_err(|e: lithos_convert::Error| JobError::Failed(e.to_string()))?;
     let source = match context.app.store.open_object(bucket, key).await {
         Ok(source) if source.record.layout_id == version => source,
-        Ok(_) => return Ok("nothing to do: the source was replaced, and its new version has a job of its own".to_owned()),
+        Ok(_) => {
+            return Ok("nothing to do: the source was replaced, and its new version has a job of its own".to_owned());
+        }
         Err(error) if error.kind() == ErrorKind::NoSuchKey => return Ok("nothing to do: the source is gone".to_owned()),
         Err(error) => return Err(error.into()),
     };
     let known = annotate::image_annotations(source.reader()).await;
     annotate::note(&context.app, bucket, key, version, &known).await;
-    let derived_key = derived_key(key, &target)?;
+    let derived_key = derived_key(key, target)?;
     context.stage("planning", None);
-    let (content, etag) = convert(context, &source, &target).await?;
+    let (content, etag) = convert(context, &source, target).await?;
     context.stage("committing", None);
     let size = content.size();
     let new = NewObject {
-        annotations: derived_annotations(&known, key, &target),
+        annotations: derived_annotations(&known, key, target),
         ..derived(content, etag, &source.record, key)
     };
-    let put = context.app.store.put_object(bucket, &derived_key, NewObject { fence: Some(context.fence), ..new }, |b, record| {
-        Ok(wishes::replicate(&context.app, bucket.as_str(), derived_key.as_str(), b, record))
-    });
+    let put = context.app.store.put_object(
+        bucket,
+        &derived_key,
+        NewObject {
+            fence: Some(context.fence),
+            ..new
+        },
+        |b, record| {
+            Ok(wishes::replicate(
+                &context.app,
+                bucket.as_str(),
+                derived_key.as_str(),
+                b,
+                record,
+            ))
+        },
+    );
     put.await.map_err(|error| match error.kind() {
         ErrorKind::PreconditionFailed => JobError::Failed(error.to_string()),
         _ => error.into(),
@@ -54,7 +72,7 @@ pub(super) async fn run(
 }
 
 /// The key beside the source with the extension of the target.
-fn derived_key(key: &ObjectKey, target: &Target) -> Result<ObjectKey, JobError> {
+fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
     let extension = target.extension();
     let name_start = key.as_str().rfind('/').map_or(0, |slash| slash + 1);
     let stem_end = match key.as_str().rfind('.') {
@@ -64,27 +82,39 @@ fn derived_key(key: &ObjectKey, target: &Target) -> Result<ObjectKey, JobError> 
     let stem = key.as_str().get(..stem_end).unwrap_or_default();
     let derived = format!("{stem}.{extension}");
     if derived == key.as_str() {
-        return Err(JobError::Failed(format!("the source is called .{extension} already: its {extension} has no name beside it")));
+        return Err(JobError::Failed(format!(
+            "the source is called .{extension} already: its {extension} has no name beside it"
+        )));
     }
     Ok(derived.parse()?)
 }
 
-fn derived_annotations(known: &BTreeMap<String, String>, key: &ObjectKey, target: &Target) -> BTreeMap<String, String> {
+fn derived_annotations(known: &BTreeMap<String, String>, key: &ObjectKey, target: Target) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([
         (annotate::FORMAT.to_owned(), target.format().to_string()),
         (annotate::DERIVED_FROM.to_owned(), annotate::header_text(key.as_str())),
     ]);
-    annotations.extend(known.get_key_value(annotate::VIRTUAL_SIZE).map(|(name, size)| (name.clone(), size.clone())));
+    annotations.extend(
+        known
+            .get_key_value(annotate::VIRTUAL_SIZE)
+            .map(|(name, size)| (name.clone(), size.clone())),
+    );
     annotations
 }
 
 /// The derivative as an object: the source's metadata, and its wish to be replicated, but not to be converted.
 fn derived(content: Content, etag: String, source: &ObjectRecord, key: &ObjectKey) -> NewObject {
-    let zones = source.tags.get_key_value(wishes::REPLICATE_TO).map(|(tag, zones)| (tag.clone(), zones.clone()));
+    let zones = source
+        .tags
+        .get_key_value(wishes::REPLICATE_TO)
+        .map(|(tag, zones)| (tag.clone(), zones.clone()));
     NewObject {
         content,
         etag,
-        headers: ContentHeaders { content_type: Some("application/octet-stream".to_owned()), ..ContentHeaders::default() },
+        headers: ContentHeaders {
+            content_type: Some("application/octet-stream".to_owned()),
+            ..ContentHeaders::default()
+        },
         metadata: source.metadata.clone(),
         tags: Tags::from_iter(zones),
         checksum: None,
@@ -101,7 +131,11 @@ fn derived(content: Content, etag: String, source: &ObjectRecord, key: &ObjectKe
 }
 
 /// Plans the target and builds its content, on a thread that may block.
-async fn convert(context: &Arc<JobContext>, source: &OpenObject, target: &Target) -> Result<(Content, String), JobError> {
+async fn convert(
+    context: &Arc<JobContext>,
+    source: &OpenObject,
+    target: Target,
+) -> Result<(Content, String), JobError> {
     let builder = context.app.store.content_builder(Some(source)).await?;
     let image = ObjectImage::new(source.reader());
     let work = Work {
@@ -112,16 +146,21 @@ async fn convert(context: &Arc<JobContext>, source: &OpenObject, target: &Target
         etag: Md5::new(),
     };
     let source_etag = source.record.etag.clone();
-    let target = target.clone();
     let converted = tokio::task::spawn_blocking(move || {
         let image = lithos_convert::open(Arc::new(image)).map_err(image_error)?;
         let plan = lithos_convert::plan(image.into(), &target).map_err(image_error)?;
-        work.run(&plan, &source_etag, &target)
+        work.run(&plan, &source_etag, target)
     });
-    converted.await.map_err(|e| JobError::Failed(format!("the conversion ended in a bug: {e}")))?
+    converted
+        .await
+        .map_err(|e| JobError::Failed(format!("the conversion ended in a bug: {e}")))?
 }
 
 /// What is broken or unsafe stays so; only reading can go better another time.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is called by map_err, which gives the error away"
+)]
 fn image_error(error: lithos_convert::Error) -> JobError {
     match error.kind() {
         lithos_convert::ErrorKind::Io => JobError::Retry(super::chain(&error)),
@@ -139,7 +178,7 @@ struct Work {
 }
 
 impl Work {
-    fn run(mut self, plan: &Plan, source_etag: &str, target: &Target) -> Result<(Content, String), JobError> {
+    fn run(mut self, plan: &Plan, source_etag: &str, target: Target) -> Result<(Content, String), JobError> {
         self.context.stage("laying out", Some(plan.size()));
         self.etag.update(format!("{source_etag} {target} {}\n", plan.size()));
         let mut done = 0;
@@ -168,7 +207,8 @@ impl Work {
             Segment::Zeros { len } => self.runtime.block_on(self.builder.push_zeros(len))?,
             Segment::Copy { source_offset, len } => {
                 self.etag.update(source_offset.to_le_bytes());
-                self.runtime.block_on(self.builder.push_range(&mut self.reader, source_offset, len))?;
+                self.runtime
+                    .block_on(self.builder.push_range(&mut self.reader, source_offset, len))?;
             }
             Segment::Decode { .. } => self.decode(&segment)?,
         }
@@ -176,8 +216,20 @@ impl Work {
     }
 
     fn decode(&mut self, segment: &Segment) -> Result<(), JobError> {
-        let Segment::Decode { source_offset, compressed_len, codec, len, skip, take } = *segment else { return Ok(()) };
-        let compressed = self.runtime.block_on(self.reader.read(source_offset..source_offset + compressed_len))?;
+        let Segment::Decode {
+            source_offset,
+            compressed_len,
+            codec,
+            len,
+            skip,
+            take,
+        } = *segment
+        else {
+            return Ok(());
+        };
+        let compressed = self
+            .runtime
+            .block_on(self.reader.read(source_offset..source_offset + compressed_len))?;
         self.etag.update(source_offset.to_le_bytes());
         let too_large = |_| JobError::Failed("a compressed cluster does not fit in memory".to_owned());
         let mut decoded = vec![0; usize::try_from(len).map_err(too_large)?];
@@ -197,7 +249,7 @@ mod tests {
     #[test]
     fn derivatives_stand_beside_their_source() {
         let target: Target = "qcow2".parse().unwrap();
-        let derived = |key: &str| derived_key(&key.parse().unwrap(), &target).map(|key| key.to_string());
+        let derived = |key: &str| derived_key(&key.parse().unwrap(), target).map(|key| key.to_string());
         assert_eq!(derived("a/debian.img").unwrap(), "a/debian.qcow2");
         assert_eq!(derived("a.b/debian").unwrap(), "a.b/debian.qcow2");
         assert_eq!(derived(".img").unwrap(), ".img.qcow2");

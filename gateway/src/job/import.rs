@@ -1,3 +1,5 @@
 //! Being written.
 use super::{JobContext, JobError};
-pub(super) async fn run(context: &JobContext, task: super::ImportTask) -> Result<String, JobError> { todo!() }
+pub(super) async fn run(context: &JobContext, task: super::ImportTask) -> Result<String, JobError> {
+    todo!()
+}

@@ -85,13 +85,22 @@ impl Task {
     /// The job that does this.
     pub(crate) fn job(&self) -> NewJob {
         let (kind, subject) = match self {
-            Self::Convert { bucket, key, target, .. } => ("convert", format!("{bucket}/{key} to {target}")),
+            Self::Convert {
+                bucket, key, target, ..
+            } => ("convert", format!("{bucket}/{key} to {target}")),
             Self::Replicate { bucket, key, zone } => ("replicate", format!("{bucket}/{key} to {zone}")),
             Self::Bind { bucket, zone } => ("bind", format!("{bucket} to {zone}")),
-            Self::Import(import) => ("import", format!("{} to {}/{}", redact_url(&import.url), import.bucket, import.key)),
+            Self::Import(import) => (
+                "import",
+                format!("{} to {}/{}", redact_url(&import.url), import.bucket, import.key),
+            ),
         };
         let payload = serde_json::to_vec(self).expect("a task has no map keys but strings");
-        NewJob { kind: kind.to_owned(), subject, payload }
+        NewJob {
+            kind: kind.to_owned(),
+            subject,
+            payload,
+        }
     }
 
     /// What `job` is to do.
@@ -135,7 +144,9 @@ impl From<lithos_storage::Error> for JobError {
         use lithos_storage::ErrorKind as Kind;
         let text = chain(&error);
         match error.kind() {
-            Kind::Io | Kind::Contended | Kind::OutcomeUnknown | Kind::BodyFailed | Kind::IncompleteBody => Self::Retry(text),
+            Kind::Io | Kind::Contended | Kind::OutcomeUnknown | Kind::BodyFailed | Kind::IncompleteBody => {
+                Self::Retry(text)
+            }
             _ => Self::Failed(text),
         }
     }
@@ -196,7 +207,12 @@ impl JobContext {
 /// Does `task`, and gives its result in a few words.
 async fn run(context: &Arc<JobContext>, task: Task) -> Result<String, JobError> {
     match task {
-        Task::Convert { bucket, key, version, target } => {
+        Task::Convert {
+            bucket,
+            key,
+            version,
+            target,
+        } => {
             let version: LayoutId = version.parse()?;
             convert::run(context, &bucket.parse()?, &key.parse()?, version, &target).await
         }
@@ -212,9 +228,16 @@ mod tests {
 
     #[test]
     fn tasks_survive_their_payload() {
-        let task = Task::Import(Box::new(ImportTask { url: "https://u:p@h/i.img?sig=x".into(), ..ImportTask::default() }));
+        let task = Task::Import(Box::new(ImportTask {
+            url: "https://u:p@h/i.img?sig=x".into(),
+            ..ImportTask::default()
+        }));
         let job = task.job();
         assert_eq!(serde_json::from_slice::<Task>(&job.payload).unwrap(), task);
-        assert!(!job.subject.contains("sig=") && !job.subject.contains("u:p"), "{}", job.subject);
+        assert!(
+            !job.subject.contains("sig=") && !job.subject.contains("u:p"),
+            "{}",
+            job.subject
+        );
     }
 }

@@ -1,6 +1,9 @@
 //! Claims jobs that are due, runs them, and writes down how they ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use lithos_storage::{
     ErrorKind,
@@ -59,7 +62,7 @@ async fn run_claimed(app: &SharedApp, lease: Lease) {
         fence: lease.fence(),
         attempt: job.attempts,
         stop: app.stopping.child_token(),
-        progress: Default::default(),
+        progress: Mutex::default(),
     });
     tracing::info!(job = %job.id, kind = job.kind, subject = job.subject, attempt = job.attempts, "job begins");
     let outcome = match Task::of(job) {
@@ -116,15 +119,25 @@ async fn watch(
 }
 
 fn ending(outcome: Result<String, JobError>, attempt: u32) -> Ending {
-    let wait = |longest: u64| RETRY_MILLIS_MIN.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(longest);
+    let wait = |longest: u64| {
+        RETRY_MILLIS_MIN
+            .saturating_mul(1 << attempt.saturating_sub(1).min(16))
+            .min(longest)
+    };
     match outcome {
         Ok(result) => Ending::Done(result),
         Err(JobError::Failed(message)) => Ending::Failed(message),
         Err(JobError::Retry(message)) if attempt >= ATTEMPTS_MAX => {
             Ending::Failed(format!("{message} (given up after {attempt} attempts)"))
         }
-        Err(JobError::Retry(message)) => Ending::Retry { message, after_millis: wait(RETRY_MILLIS_MAX) },
-        Err(JobError::Unreachable(message)) => Ending::Retry { message, after_millis: wait(UNREACHABLE_MILLIS_MAX) },
+        Err(JobError::Retry(message)) => Ending::Retry {
+            message,
+            after_millis: wait(RETRY_MILLIS_MAX),
+        },
+        Err(JobError::Unreachable(message)) => Ending::Retry {
+            message,
+            after_millis: wait(UNREACHABLE_MILLIS_MAX),
+        },
     }
 }
 
@@ -135,10 +148,28 @@ mod tests {
     #[test]
     fn failures_are_retried_with_growing_waits_and_then_given_up() {
         let retry = |attempt| ending(Err(JobError::Retry("x".into())), attempt);
-        assert_eq!(retry(1), Ending::Retry { message: "x".into(), after_millis: 1_000 });
-        assert_eq!(retry(3), Ending::Retry { message: "x".into(), after_millis: 4_000 });
+        assert_eq!(
+            retry(1),
+            Ending::Retry {
+                message: "x".into(),
+                after_millis: 1_000
+            }
+        );
+        assert_eq!(
+            retry(3),
+            Ending::Retry {
+                message: "x".into(),
+                after_millis: 4_000
+            }
+        );
         assert!(matches!(retry(ATTEMPTS_MAX), Ending::Failed(_)));
         let away = ending(Err(JobError::Unreachable("x".into())), 1_000);
-        assert_eq!(away, Ending::Retry { message: "x".into(), after_millis: UNREACHABLE_MILLIS_MAX });
+        assert_eq!(
+            away,
+            Ending::Retry {
+                message: "x".into(),
+                after_millis: UNREACHABLE_MILLIS_MAX
+            }
+        );
     }
 }

@@ -3,7 +3,7 @@
 use lithos_storage::BucketName;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::wire::{bucket_name, owner, refuse, set_tags, signer, store_error, timestamp, BUCKET_TAGS_MAX};
+use super::wire::{BUCKET_TAGS_MAX, bucket_name, owner, refuse, set_tags, signer, store_error, timestamp};
 use crate::app::App;
 
 /// The region that S3 does not name in a location.
@@ -22,29 +22,54 @@ pub(super) async fn create_bucket(
         return Err(refuse(S3ErrorCode::NotImplemented, "object lock is not available"));
     }
     let configuration = input.create_bucket_configuration.unwrap_or_default();
-    let region = configuration.location_constraint.map(|region| region.as_str().to_owned());
-    if let Some(region) = region.as_deref().filter(|region| region.parse::<crate::zone::ZoneName>().is_err()) {
-        return Err(refuse(S3ErrorCode::InvalidLocationConstraint, format!("{region:?} is not a location")));
+    let region = configuration
+        .location_constraint
+        .map(|region| region.as_str().to_owned());
+    if let Some(region) = region
+        .as_deref()
+        .filter(|region| region.parse::<crate::zone::ZoneName>().is_err())
+    {
+        return Err(refuse(
+            S3ErrorCode::InvalidLocationConstraint,
+            format!("{region:?} is not a location"),
+        ));
     }
     let tags = set_tags(configuration.tags.unwrap_or_default(), BUCKET_TAGS_MAX)?;
-    app.store.create_bucket(&name, region, tags, owner).await.map_err(store_error)?;
-    Ok(S3Response::new(dto::CreateBucketOutput { location: Some(format!("/{name}")), ..Default::default() }))
+    app.store
+        .create_bucket(&name, region, tags, owner)
+        .await
+        .map_err(store_error)?;
+    Ok(S3Response::new(dto::CreateBucketOutput {
+        location: Some(format!("/{name}")),
+        ..Default::default()
+    }))
 }
 
 pub(super) async fn head_bucket(
     app: &App,
     request: S3Request<dto::HeadBucketInput>,
 ) -> S3Result<S3Response<dto::HeadBucketOutput>> {
-    let bucket = app.store.bucket(&bucket_name(&request.input.bucket)?).await.map_err(store_error)?;
+    let bucket = app
+        .store
+        .bucket(&bucket_name(&request.input.bucket)?)
+        .await
+        .map_err(store_error)?;
     let region = bucket.region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
-    Ok(S3Response::new(dto::HeadBucketOutput { bucket_region: Some(region), ..Default::default() }))
+    Ok(S3Response::new(dto::HeadBucketOutput {
+        bucket_region: Some(region),
+        ..Default::default()
+    }))
 }
 
 pub(super) async fn get_bucket_location(
     app: &App,
     request: S3Request<dto::GetBucketLocationInput>,
 ) -> S3Result<S3Response<dto::GetBucketLocationOutput>> {
-    let bucket = app.store.bucket(&bucket_name(&request.input.bucket)?).await.map_err(store_error)?;
+    let bucket = app
+        .store
+        .bucket(&bucket_name(&request.input.bucket)?)
+        .await
+        .map_err(store_error)?;
     let region = bucket.region.filter(|region| region != DEFAULT_REGION);
     let location_constraint = region.map(dto::BucketLocationConstraint::from);
     Ok(S3Response::new(dto::GetBucketLocationOutput { location_constraint }))
@@ -54,7 +79,10 @@ pub(super) async fn delete_bucket(
     app: &App,
     request: S3Request<dto::DeleteBucketInput>,
 ) -> S3Result<S3Response<dto::DeleteBucketOutput>> {
-    app.store.delete_bucket(&bucket_name(&request.input.bucket)?).await.map_err(store_error)?;
+    app.store
+        .delete_bucket(&bucket_name(&request.input.bucket)?)
+        .await
+        .map_err(store_error)?;
     Ok(S3Response::new(dto::DeleteBucketOutput {}))
 }
 
@@ -64,13 +92,19 @@ pub(super) async fn list_buckets(
 ) -> S3Result<S3Response<dto::ListBucketsOutput>> {
     let signer = signer(&request);
     let input = request.input;
-    let wanted = input.max_buckets.map_or(BUCKETS_MAX, |max| usize::try_from(max).unwrap_or(0).clamp(1, BUCKETS_MAX));
+    let wanted = input.max_buckets.map_or(BUCKETS_MAX, |max| {
+        usize::try_from(max).unwrap_or(0).clamp(1, BUCKETS_MAX)
+    });
     let prefix = input.prefix.clone().unwrap_or_default();
     let mut after: Option<BucketName> = input.continuation_token.as_deref().map(bucket_name).transpose()?;
     let mut buckets = Vec::new();
     let mut more = false;
     'pages: loop {
-        let page = app.store.list_buckets(after.as_ref(), BUCKETS_MAX).await.map_err(store_error)?;
+        let page = app
+            .store
+            .list_buckets(after.as_ref(), BUCKETS_MAX)
+            .await
+            .map_err(store_error)?;
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         for (name, record) in page {
@@ -84,12 +118,18 @@ pub(super) async fn list_buckets(
             buckets.push(dto::Bucket {
                 name: Some(name.to_string()),
                 creation_date: Some(timestamp(record.created)),
-                bucket_region: record.region.or_else(|| input.max_buckets.map(|_| DEFAULT_REGION.to_owned())),
+                bucket_region: record
+                    .region
+                    .or_else(|| input.max_buckets.map(|_| DEFAULT_REGION.to_owned())),
                 bucket_arn: None,
             });
         }
     }
-    let continuation_token = if more { buckets.last().and_then(|bucket| bucket.name.clone()) } else { None };
+    let continuation_token = if more {
+        buckets.last().and_then(|bucket| bucket.name.clone())
+    } else {
+        None
+    };
     Ok(S3Response::new(dto::ListBucketsOutput {
         buckets: Some(buckets),
         owner: Some(owner(&signer)),

@@ -32,11 +32,19 @@ pub(super) struct Expected {
 impl Expected {
     /// What the headers of an upload declare.
     pub(super) fn of(headers: &HeaderMap) -> S3Result<Self> {
-        let mut expected = Self { md5: content_md5(headers)?, ..Self::default() };
-        let mut declared = ALGORITHMS.iter().filter_map(|(algorithm, _, header)| Some((*algorithm, text(headers, header)?)));
+        let mut expected = Self {
+            md5: content_md5(headers)?,
+            ..Self::default()
+        };
+        let mut declared = ALGORITHMS
+            .iter()
+            .filter_map(|(algorithm, _, header)| Some((*algorithm, text(headers, header)?)));
         if let Some((algorithm, value)) = declared.next() {
             if declared.next().is_some() {
-                return Err(refuse(S3ErrorCode::InvalidRequest, "a request may carry one checksum only"));
+                return Err(refuse(
+                    S3ErrorCode::InvalidRequest,
+                    "a request may carry one checksum only",
+                ));
             }
             expected.algorithm = Some(algorithm);
             expected.value = Some(value.to_owned());
@@ -56,11 +64,20 @@ impl Expected {
 
     fn add_trailer(&mut self, trailer: &str) -> S3Result<()> {
         for name in trailer.split(',').map(str::trim) {
-            let Some((algorithm, ..)) = ALGORITHMS.iter().find(|(_, _, header)| header.eq_ignore_ascii_case(name)) else {
-                return Err(refuse(S3ErrorCode::InvalidRequest, format!("the trailer {name:?} is not a checksum known here")));
+            let Some((algorithm, ..)) = ALGORITHMS
+                .iter()
+                .find(|(_, _, header)| header.eq_ignore_ascii_case(name))
+            else {
+                return Err(refuse(
+                    S3ErrorCode::InvalidRequest,
+                    format!("the trailer {name:?} is not a checksum known here"),
+                ));
             };
             if self.algorithm.is_some() {
-                return Err(refuse(S3ErrorCode::InvalidRequest, "a request may carry one checksum only"));
+                return Err(refuse(
+                    S3ErrorCode::InvalidRequest,
+                    "a request may carry one checksum only",
+                ));
             }
             self.algorithm = Some(*algorithm);
             self.trailing = true;
@@ -72,7 +89,10 @@ impl Expected {
     pub(super) fn digests(&self, also: Option<Algorithm>) -> DigestSet {
         let mut checksums: Vec<Algorithm> = self.algorithm.into_iter().chain(also).collect();
         checksums.dedup();
-        DigestSet { checksums, sha512: false }
+        DigestSet {
+            checksums,
+            sha512: false,
+        }
     }
 
     /// Compares, when the body has passed. Gives the checksum to keep: the one declared, else that of `also`.
@@ -83,20 +103,36 @@ impl Expected {
         also: Option<Algorithm>,
     ) -> S3Result<Option<Checksum>> {
         if self.md5.is_some_and(|md5| md5 != digests.md5) {
-            return Err(refuse(S3ErrorCode::BadDigest, "the body does not have the Content-MD5 that was declared"));
+            return Err(refuse(
+                S3ErrorCode::BadDigest,
+                "the body does not have the Content-MD5 that was declared",
+            ));
         }
-        let Some(algorithm) = self.algorithm.or(also) else { return Ok(None) };
+        let Some(algorithm) = self.algorithm.or(also) else {
+            return Ok(None);
+        };
         let computed = digests.checksum(algorithm).unwrap_or_default();
-        let declared = if self.trailing { trailer(algorithm, trailers)? } else { self.value.clone() };
+        let declared = if self.trailing {
+            trailer(algorithm, trailers)?
+        } else {
+            self.value.clone()
+        };
         if let Some(declared) = declared
             && declared != computed
         {
             return Err(refuse(
                 S3ErrorCode::BadDigest,
-                format!("the body's {} is {computed}, not {declared} as declared", name(algorithm)),
+                format!(
+                    "the body's {} is {computed}, not {declared} as declared",
+                    name(algorithm)
+                ),
             ));
         }
-        Ok(Some(Checksum { algorithm, value: computed.to_owned(), kind: ChecksumType::FullObject }))
+        Ok(Some(Checksum {
+            algorithm,
+            value: computed.to_owned(),
+            kind: ChecksumType::FullObject,
+        }))
     }
 }
 
@@ -106,14 +142,23 @@ fn trailer(algorithm: Algorithm, trailers: Option<&TrailingHeaders>) -> S3Result
         .and_then(|trailers| trailers.read(|headers| text(headers, header(algorithm)).map(str::to_owned)))
         .flatten();
     value.map(Some).ok_or_else(|| {
-        refuse(S3ErrorCode::InvalidRequest, format!("the trailer {} that was announced is missing", header(algorithm)))
+        refuse(
+            S3ErrorCode::InvalidRequest,
+            format!("the trailer {} that was announced is missing", header(algorithm)),
+        )
     })
 }
 
 fn content_md5(headers: &HeaderMap) -> S3Result<Option<[u8; 16]>> {
-    let Some(value) = text(headers, "content-md5") else { return Ok(None) };
-    let md5 = BASE64.decode(value).ok().and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
-    md5.map(Some).ok_or_else(|| refuse(S3ErrorCode::InvalidDigest, "Content-MD5 is not 16 bytes in base64"))
+    let Some(value) = text(headers, "content-md5") else {
+        return Ok(None);
+    };
+    let md5 = BASE64
+        .decode(value)
+        .ok()
+        .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    md5.map(Some)
+        .ok_or_else(|| refuse(S3ErrorCode::InvalidDigest, "Content-MD5 is not 16 bytes in base64"))
 }
 
 /// Refuses checksums that would go unverified.
@@ -123,7 +168,10 @@ fn refuse_unknown(headers: &HeaderMap) -> S3Result<()> {
             !matches!(rest, "algorithm" | "type" | "mode") && !ALGORITHMS.iter().any(|(_, _, header)| header == name)
         });
         if unknown {
-            return Err(refuse(S3ErrorCode::NotImplemented, format!("{name} is not a checksum known here")));
+            return Err(refuse(
+                S3ErrorCode::NotImplemented,
+                format!("{name} is not a checksum known here"),
+            ));
         }
     }
     Ok(())
@@ -132,16 +180,25 @@ fn refuse_unknown(headers: &HeaderMap) -> S3Result<()> {
 pub(super) fn parse_algorithm(text: &str) -> S3Result<Algorithm> {
     let known = ALGORITHMS.iter().find(|(_, name, _)| name.eq_ignore_ascii_case(text));
     known.map(|(algorithm, ..)| *algorithm).ok_or_else(|| {
-        refuse(S3ErrorCode::InvalidRequest, "the checksum algorithm is none of CRC32, CRC32C, CRC64NVME, SHA1 and SHA256")
+        refuse(
+            S3ErrorCode::InvalidRequest,
+            "the checksum algorithm is none of CRC32, CRC32C, CRC64NVME, SHA1 and SHA256",
+        )
     })
 }
 
 pub(super) fn name(algorithm: Algorithm) -> &'static str {
-    ALGORITHMS.iter().find(|(known, ..)| *known == algorithm).map_or("", |(_, name, _)| name)
+    ALGORITHMS
+        .iter()
+        .find(|(known, ..)| *known == algorithm)
+        .map_or("", |(_, name, _)| name)
 }
 
 fn header(algorithm: Algorithm) -> &'static str {
-    ALGORITHMS.iter().find(|(known, ..)| *known == algorithm).map_or("", |(_, _, header)| header)
+    ALGORITHMS
+        .iter()
+        .find(|(known, ..)| *known == algorithm)
+        .map_or("", |(_, _, header)| header)
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
@@ -178,7 +235,10 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -186,8 +246,17 @@ mod tests {
         for (pairs, code) in [
             (&[("content-md5", "xyz")][..], S3ErrorCode::InvalidDigest),
             (&[("content-md5", "AAAA")], S3ErrorCode::InvalidDigest),
-            (&[("x-amz-checksum-crc32", "AAAAAA=="), ("x-amz-checksum-sha1", "AA==")], S3ErrorCode::InvalidRequest),
-            (&[("x-amz-checksum-crc32", "AAAAAA=="), ("x-amz-trailer", "x-amz-checksum-crc32c")], S3ErrorCode::InvalidRequest),
+            (
+                &[("x-amz-checksum-crc32", "AAAAAA=="), ("x-amz-checksum-sha1", "AA==")],
+                S3ErrorCode::InvalidRequest,
+            ),
+            (
+                &[
+                    ("x-amz-checksum-crc32", "AAAAAA=="),
+                    ("x-amz-trailer", "x-amz-checksum-crc32c"),
+                ],
+                S3ErrorCode::InvalidRequest,
+            ),
             (&[("x-amz-trailer", "x-amz-meta-color")], S3ErrorCode::InvalidRequest),
             (&[("x-amz-checksum-xxhash64", "AA==")], S3ErrorCode::NotImplemented),
             (&[("x-amz-sdk-checksum-algorithm", "MD4")], S3ErrorCode::InvalidRequest),
@@ -198,12 +267,30 @@ mod tests {
 
     #[test]
     fn bodies_are_held_against_what_was_declared() {
-        let digests = Digests { md5: [7; 16], checksums: vec![(Algorithm::Crc32, "AAAAAQ==".to_owned())], sha512: None };
+        let digests = Digests {
+            md5: [7; 16],
+            checksums: vec![(Algorithm::Crc32, "AAAAAQ==".to_owned())],
+            sha512: None,
+        };
         let verify = |pairs| Expected::of(&headers(pairs)).unwrap().verify(&digests, None, None);
         assert!(verify(&[]).unwrap().is_none());
-        assert_eq!(verify(&[("x-amz-checksum-crc32", "AAAAAQ==")]).unwrap().unwrap().value, "AAAAAQ==");
-        assert_eq!(*verify(&[("x-amz-checksum-crc32", "AAAAAg==")]).unwrap_err().code(), S3ErrorCode::BadDigest);
-        assert_eq!(*verify(&[("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==")]).unwrap_err().code(), S3ErrorCode::BadDigest);
-        assert_eq!(*verify(&[("x-amz-trailer", "x-amz-checksum-crc32")]).unwrap_err().code(), S3ErrorCode::InvalidRequest);
+        assert_eq!(
+            verify(&[("x-amz-checksum-crc32", "AAAAAQ==")]).unwrap().unwrap().value,
+            "AAAAAQ=="
+        );
+        assert_eq!(
+            *verify(&[("x-amz-checksum-crc32", "AAAAAg==")]).unwrap_err().code(),
+            S3ErrorCode::BadDigest
+        );
+        assert_eq!(
+            *verify(&[("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==")])
+                .unwrap_err()
+                .code(),
+            S3ErrorCode::BadDigest
+        );
+        assert_eq!(
+            *verify(&[("x-amz-trailer", "x-amz-checksum-crc32")]).unwrap_err().code(),
+            S3ErrorCode::InvalidRequest
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lithos_storage::{ContentHeaders, Content, NewObject, ObjectRecord, OpenObject};
+use lithos_storage::{Content, ContentHeaders, NewObject, ObjectRecord, OpenObject, WriteCondition};
 use md5::{Digest, Md5};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
@@ -12,7 +12,8 @@ use super::{
     multipart::{open_upload, part_number},
     precondition::{ReadConditions, Unmet, write_condition},
     wire::{
-        bucket_name, content_headers, etag, header_tags, object_key, refuse, signer, store_error, timestamp, user_metadata,
+        bucket_name, content_headers, etag, header_tags, object_key, refuse, signer, store_error, timestamp,
+        user_metadata,
     },
 };
 use crate::{
@@ -42,7 +43,8 @@ pub(super) async fn copy_object(
     let key = object_key(&input.key)?;
     let replace_metadata = replaces(input.metadata_directive.as_ref().map(dto::MetadataDirective::as_str))?;
     let replace_tags = replaces(input.tagging_directive.as_ref().map(dto::TaggingDirective::as_str))?;
-    let changes = replace_metadata || replace_tags || input.storage_class.is_some() || input.website_redirect_location.is_some();
+    let changes =
+        replace_metadata || replace_tags || input.storage_class.is_some() || input.website_redirect_location.is_some();
     let source = open_source(app, &input.copy_source).await?;
     source_conditions!(input).check(&source.record, Unmet::PreconditionFailed)?;
     if !changes && is_itself(&input.copy_source, bucket.as_str(), key.as_str()) {
@@ -52,7 +54,10 @@ pub(super) async fn copy_object(
         ));
     }
     if source.record.size() > PUT_LEN_MAX {
-        return Err(refuse(S3ErrorCode::InvalidRequest, "an object over 5 GiB is copied in parts, by UploadPartCopy"));
+        return Err(refuse(
+            S3ErrorCode::InvalidRequest,
+            "an object over 5 GiB is copied in parts, by UploadPartCopy",
+        ));
     }
     let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
     let mut new = copied(share(app, &source).await?, &source.record, owner);
@@ -63,7 +68,11 @@ pub(super) async fn copy_object(
     } else {
         let class = input.storage_class.take().map(|class| class.as_str().to_owned());
         let redirect = input.website_redirect_location.take();
-        new.headers = ContentHeaders { storage_class: class, website_redirect_location: redirect, ..new.headers };
+        new.headers = ContentHeaders {
+            storage_class: class,
+            website_redirect_location: redirect,
+            ..new.headers
+        };
     }
     if replace_tags {
         new.tags = header_tags(input.tagging.as_deref())?;
@@ -79,7 +88,10 @@ pub(super) async fn copy_object(
         ..Default::default()
     };
     set_checksum!(result, &record.checksum);
-    Ok(S3Response::new(dto::CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
+    Ok(S3Response::new(dto::CopyObjectOutput {
+        copy_object_result: Some(result),
+        ..Default::default()
+    }))
 }
 
 pub(super) async fn upload_part_copy(
@@ -92,17 +104,31 @@ pub(super) async fn upload_part_copy(
     let source = open_source(app, &input.copy_source).await?;
     source_conditions!(input).check(&source.record, Unmet::PreconditionFailed)?;
     let size = source.record.size();
-    let range = input.copy_source_range.as_deref().map_or(Ok(0..size), |range| source_range(range, size))?;
+    let range = input
+        .copy_source_range
+        .as_deref()
+        .map_or(Ok(0..size), |range| source_range(range, size))?;
     let len = range.end - range.start;
     if len > PUT_LEN_MAX {
         return Err(refuse(S3ErrorCode::InvalidRequest, "a part has at most 5 GiB"));
     }
-    let mut builder = app.store.content_builder_for(upload.id, Some(&source)).await.map_err(store_error)?;
-    builder.push_range(&mut source.reader(), range.start, len).await.map_err(store_error)?;
+    let mut builder = app
+        .store
+        .content_builder_for(upload.id, Some(&source))
+        .await
+        .map_err(store_error)?;
+    builder
+        .push_range(&mut source.reader(), range.start, len)
+        .await
+        .map_err(store_error)?;
     let content = builder.finish().await.map_err(store_error)?;
     let part_etag = part_etag(&source.record, &range);
     let (bucket, key) = (bucket_name(&input.bucket)?, object_key(&input.key)?);
-    let part = app.store.put_part(&bucket, &key, number, content, part_etag, None).await.map_err(store_error)?;
+    let part = app
+        .store
+        .put_part(&bucket, &key, number, content, part_etag, None)
+        .await
+        .map_err(store_error)?;
     Ok(S3Response::new(dto::UploadPartCopyOutput {
         copy_part_result: Some(dto::CopyPartResult {
             e_tag: Some(etag(&part.etag)),
@@ -115,7 +141,12 @@ pub(super) async fn upload_part_copy(
 
 /// The whole of `source`, by reference.
 async fn share(app: &App, source: &OpenObject) -> S3Result<Content> {
-    Ok(app.store.content_builder(Some(source)).await.map_err(store_error)?.share(source))
+    Ok(app
+        .store
+        .content_builder(Some(source))
+        .await
+        .map_err(store_error)?
+        .share(source))
 }
 
 /// A copy before any directive. What the server knows of the image holds for it too, but it is nobody's derivative.
@@ -133,7 +164,7 @@ fn copied(content: Content, record: &ObjectRecord, owner: String) -> NewObject {
         annotations,
         owner,
         last_modified: None,
-        condition: Default::default(),
+        condition: WriteCondition::default(),
         fence: None,
     }
 }
@@ -152,13 +183,27 @@ fn part_etag(source: &ObjectRecord, range: &Range<u64>) -> String {
 }
 
 async fn open_source(app: &App, source: &dto::CopySource) -> S3Result<OpenObject> {
-    let dto::CopySource::Bucket { bucket, key, version_id } = source else {
-        return Err(refuse(S3ErrorCode::NotImplemented, "a copy's source is named by bucket and key"));
+    let dto::CopySource::Bucket {
+        bucket,
+        key,
+        version_id,
+    } = source
+    else {
+        return Err(refuse(
+            S3ErrorCode::NotImplemented,
+            "a copy's source is named by bucket and key",
+        ));
     };
     if version_id.as_deref().is_some_and(|version| version != "null") {
-        return Err(refuse(S3ErrorCode::NoSuchVersion, "the source's bucket is not versioned"));
+        return Err(refuse(
+            S3ErrorCode::NoSuchVersion,
+            "the source's bucket is not versioned",
+        ));
     }
-    app.store.open_object(&bucket_name(bucket)?, &object_key(key)?).await.map_err(store_error)
+    app.store
+        .open_object(&bucket_name(bucket)?, &object_key(key)?)
+        .await
+        .map_err(store_error)
 }
 
 fn is_itself(source: &dto::CopySource, bucket: &str, key: &str) -> bool {
@@ -176,10 +221,17 @@ fn replaces(directive: Option<&str>) -> S3Result<bool> {
 /// `bytes=first-last`, both given and within the source (S3 API Reference, "UploadPartCopy").
 fn source_range(text: &str, size: u64) -> S3Result<Range<u64>> {
     match dto::Range::parse(text) {
-        Ok(dto::Range::Int { first, last: Some(last) }) if last < size => Ok(first..last + 1),
-        Ok(dto::Range::Int { last: Some(_), .. }) => {
-            Err(refuse(S3ErrorCode::InvalidRange, format!("the range is not within the {size} bytes of the source")))
-        }
-        _ => Err(refuse(S3ErrorCode::InvalidArgument, "the range of a copied part has the form bytes=first-last")),
+        Ok(dto::Range::Int {
+            first,
+            last: Some(last),
+        }) if last < size => Ok(first..last + 1),
+        Ok(dto::Range::Int { last: Some(_), .. }) => Err(refuse(
+            S3ErrorCode::InvalidRange,
+            format!("the range is not within the {size} bytes of the source"),
+        )),
+        _ => Err(refuse(
+            S3ErrorCode::InvalidArgument,
+            "the range of a copied part has the form bytes=first-last",
+        )),
     }
 }

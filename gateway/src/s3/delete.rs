@@ -17,7 +17,13 @@ pub(super) async fn delete_object(
     request: S3Request<dto::DeleteObjectInput>,
 ) -> S3Result<S3Response<dto::DeleteObjectOutput>> {
     let input = request.input;
-    delete(app, &bucket_name(&input.bucket)?, &input.key, input.version_id.as_deref()).await?;
+    delete(
+        app,
+        &bucket_name(&input.bucket)?,
+        &input.key,
+        input.version_id.as_deref(),
+    )
+    .await?;
     Ok(S3Response::new(dto::DeleteObjectOutput::default()))
 }
 
@@ -30,7 +36,10 @@ pub(super) async fn delete_objects(
     app.store.bucket(&bucket).await.map_err(store_error)?;
     let dto::Delete { objects, quiet } = input.delete;
     if objects.is_empty() || objects.len() > KEYS_MAX {
-        return Err(refuse(S3ErrorCode::MalformedXML, format!("a DeleteObjects names 1 to {KEYS_MAX} keys")));
+        return Err(refuse(
+            S3ErrorCode::MalformedXML,
+            format!("a DeleteObjects names 1 to {KEYS_MAX} keys"),
+        ));
     }
     let results: Vec<(dto::ObjectIdentifier, S3Result<()>)> = stream::iter(objects)
         .map(|object| {
@@ -48,7 +57,10 @@ pub(super) async fn delete_objects(
     for (object, result) in results {
         match result {
             Ok(()) if quiet == Some(true) => {}
-            Ok(()) => deleted.push(dto::DeletedObject { key: Some(object.key), ..Default::default() }),
+            Ok(()) => deleted.push(dto::DeletedObject {
+                key: Some(object.key),
+                ..Default::default()
+            }),
             Err(error) => errors.push(listed(object, &error)),
         }
     }
@@ -63,7 +75,10 @@ async fn delete(app: &App, bucket: &BucketName, key: &str, version: Option<&str>
     if version.is_some_and(|version| version != "null") {
         return Err(refuse(S3ErrorCode::NoSuchVersion, "the bucket is not versioned"));
     }
-    app.store.delete_object(bucket, &object_key(key)?).await.map_err(store_error)?;
+    app.store
+        .delete_object(bucket, &object_key(key)?)
+        .await
+        .map_err(store_error)?;
     Ok(())
 }
 

@@ -38,17 +38,29 @@ macro_rules! describe {
         let record: &ObjectRecord = $record;
         dto::$output {
             accept_ranges: Some("bytes".to_owned()),
-            cache_control: $input.response_cache_control.or_else(|| record.headers.cache_control.clone()),
-            content_disposition: $input.response_content_disposition.or_else(|| record.headers.content_disposition.clone()),
-            content_encoding: $input.response_content_encoding.or_else(|| record.headers.content_encoding.clone()),
-            content_language: $input.response_content_language.or_else(|| record.headers.content_language.clone()),
+            cache_control: $input
+                .response_cache_control
+                .or_else(|| record.headers.cache_control.clone()),
+            content_disposition: $input
+                .response_content_disposition
+                .or_else(|| record.headers.content_disposition.clone()),
+            content_encoding: $input
+                .response_content_encoding
+                .or_else(|| record.headers.content_encoding.clone()),
+            content_language: $input
+                .response_content_language
+                .or_else(|| record.headers.content_language.clone()),
             content_type: Some(
                 $input
                     .response_content_type
                     .or_else(|| record.headers.content_type.clone())
                     .unwrap_or_else(|| "binary/octet-stream".to_owned()),
             ),
-            expires: $input.response_expires.map(http_date).or_else(|| record.headers.expires.clone()),
+            expires: $input
+                .response_expires
+                .as_ref()
+                .map(http_date)
+                .or_else(|| record.headers.expires.clone()),
             e_tag: Some(etag(&record.etag)),
             last_modified: Some(timestamp(record.last_modified)),
             metadata: Some(shown_metadata(&record.metadata, &record.annotations)),
@@ -104,13 +116,19 @@ pub(super) async fn head_object(
         set_checksum!(output, Some(checksum));
     }
     if let Some(jobs) = job_states(app, &object.record).await? {
-        output.metadata.get_or_insert_default().insert(annotate::JOBS.to_owned(), jobs);
+        output
+            .metadata
+            .get_or_insert_default()
+            .insert(annotate::JOBS.to_owned(), jobs);
     }
     Ok(respond(output, asked.is_partial))
 }
 
 async fn open(app: &App, bucket: &str, key: &str) -> S3Result<OpenObject> {
-    app.store.open_object(&bucket_name(bucket)?, &object_key(key)?).await.map_err(store_error)
+    app.store
+        .open_object(&bucket_name(bucket)?, &object_key(key)?)
+        .await
+        .map_err(store_error)
 }
 
 /// Which bytes are asked for.
@@ -124,13 +142,25 @@ struct Asked {
 impl Asked {
     fn new(range: Option<dto::Range>, part_number: Option<i32>, record: &ObjectRecord) -> S3Result<Self> {
         let size = record.size();
-        let whole = Self { range: 0..size, size, is_partial: false, parts_count: None };
+        let whole = Self {
+            range: 0..size,
+            size,
+            is_partial: false,
+            parts_count: None,
+        };
         match (range, part_number) {
             (None, None) => Ok(whole),
-            (Some(_), Some(_)) => Err(refuse(S3ErrorCode::InvalidRequest, "a range and a part number exclude each other")),
+            (Some(_), Some(_)) => Err(refuse(
+                S3ErrorCode::InvalidRequest,
+                "a range and a part number exclude each other",
+            )),
             (Some(range), None) => {
                 let range = range.check(size).map_err(|_| unsatisfiable(size))?;
-                Ok(Self { range, is_partial: true, ..whole })
+                Ok(Self {
+                    range,
+                    is_partial: true,
+                    ..whole
+                })
             }
             (None, Some(number)) => part(record, number, whole),
         }
@@ -141,8 +171,14 @@ impl Asked {
     }
 
     fn content_range(&self) -> Option<String> {
-        self.is_partial
-            .then(|| format!("bytes {}-{}/{}", self.range.start, self.range.end.saturating_sub(1), self.size))
+        self.is_partial.then(|| {
+            format!(
+                "bytes {}-{}/{}",
+                self.range.start,
+                self.range.end.saturating_sub(1),
+                self.size
+            )
+        })
     }
 
     /// The checksum, if it is of the bytes asked for.
@@ -156,7 +192,11 @@ fn part(record: &ObjectRecord, number: i32, whole: Asked) -> S3Result<Asked> {
     let index = u32::try_from(number).ok().and_then(|number| number.checked_sub(1));
     let index = index.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "part numbers begin at 1"))?;
     if record.part_sizes.is_empty() {
-        return if index == 0 { Ok(whole) } else { Err(no_such_part("the object has one part".to_owned())) };
+        return if index == 0 {
+            Ok(whole)
+        } else {
+            Err(no_such_part("the object has one part".to_owned()))
+        };
     }
     let count: u32 = record.part_sizes.iter().map(|run| run.count).sum();
     let mut start = 0;
@@ -165,7 +205,12 @@ fn part(record: &ObjectRecord, number: i32, whole: Asked) -> S3Result<Asked> {
         if index < before + run.count {
             start += run.size * u64::from(index - before);
             let is_partial = run.size > 0;
-            return Ok(Asked { range: start..start + run.size, is_partial, parts_count: i32::try_from(count).ok(), ..whole });
+            return Ok(Asked {
+                range: start..start + run.size,
+                is_partial,
+                parts_count: i32::try_from(count).ok(),
+                ..whole
+            });
         }
         before += run.count;
         start += run.size * u64::from(run.count);
@@ -181,7 +226,10 @@ fn no_such_part(message: String) -> S3Error {
 }
 
 fn unsatisfiable(size: u64) -> S3Error {
-    let mut error = refuse(S3ErrorCode::InvalidRange, format!("the range is not within the {size} bytes of the object"));
+    let mut error = refuse(
+        S3ErrorCode::InvalidRange,
+        format!("the range is not within the {size} bytes of the object"),
+    );
     if let Ok(value) = HeaderValue::try_from(format!("bytes */{size}")) {
         error.set_headers(HeaderMap::from_iter([(CONTENT_RANGE, value)]));
     }
@@ -191,7 +239,10 @@ fn unsatisfiable(size: u64) -> S3Error {
 fn refuse_version(version: Option<&str>) -> S3Result<()> {
     match version {
         None | Some("null") => Ok(()),
-        Some(_) => Err(refuse(S3ErrorCode::NoSuchVersion, "the bucket is not versioned: its objects have the version null only")),
+        Some(_) => Err(refuse(
+            S3ErrorCode::NoSuchVersion,
+            "the bucket is not versioned: its objects have the version null only",
+        )),
     }
 }
 
@@ -203,7 +254,7 @@ fn respond<T>(output: T, is_partial: bool) -> S3Response<T> {
     response
 }
 
-fn http_date(time: dto::Timestamp) -> String {
+fn http_date(time: &dto::Timestamp) -> String {
     let mut text = Vec::new();
     let _ = time.format(dto::TimestampFormat::HttpDate, &mut text);
     String::from_utf8(text).unwrap_or_default()
@@ -226,7 +277,10 @@ async fn job_states(app: &App, record: &ObjectRecord) -> S3Result<Option<String>
 fn body(object: &OpenObject, range: Range<u64>) -> StreamingBlob {
     let len = range.end - range.start;
     let stream = object.reader().stream(range);
-    StreamingBlob::new(ObjectBody { stream: SyncStream::new(stream), remaining: len })
+    StreamingBlob::new(ObjectBody {
+        stream: SyncStream::new(stream),
+        remaining: len,
+    })
 }
 
 /// A stream that knows how much is left, so that the response has a length.
@@ -250,7 +304,10 @@ impl futures::Stream for ObjectBody {
                 }
                 Err(error) => {
                     // The head has gone out: all that is left is to break the connection, and to say why here.
-                    tracing::error!(error = &error as &dyn std::error::Error, "an object could not be read to its end");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "an object could not be read to its end"
+                    );
                     Err(error.into())
                 }
             })

@@ -14,7 +14,12 @@ use crate::app::App;
 /// Most entries of one page (S3 API Reference, "ListObjectsV2").
 const PAGE_MAX: i32 = 1000;
 /// What `encoding-type=url` leaves as it is.
-const UNENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+const UNENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
 
 pub(super) async fn list_objects(
     app: &App,
@@ -31,7 +36,10 @@ pub(super) async fn list_objects(
     };
     let listing = page(app, &input.bucket, &list).await?;
     // Without a delimiter, S3 leaves it to the client to go on behind the last key.
-    let next_marker = listing.entries.last().filter(|_| listing.more && !list.delimiter.is_empty());
+    let next_marker = listing
+        .entries
+        .last()
+        .filter(|_| listing.more && !list.delimiter.is_empty());
     let next_marker = next_marker.map(|entry| encoding.apply(entry.name()));
     let (contents, common_prefixes) = split(listing.entries, encoding, true);
     Ok(S3Response::new(dto::ListObjectsOutput {
@@ -108,7 +116,13 @@ pub(super) async fn list_multipart_uploads(
     };
     let mut listing = app
         .store
-        .list_uploads(&bucket_name(&input.bucket)?, &ListUploads { keys: keys.clone(), after_upload })
+        .list_uploads(
+            &bucket_name(&input.bucket)?,
+            &ListUploads {
+                keys: keys.clone(),
+                after_upload,
+            },
+        )
         .await
         .map_err(store_error)?;
     listing.more &= keys.limit > 0;
@@ -155,7 +169,11 @@ pub(super) async fn list_multipart_uploads(
 }
 
 async fn page(app: &App, bucket: &str, list: &ListObjects) -> S3Result<Listing<ObjectRecord>> {
-    let mut listing = app.store.list_objects(&bucket_name(bucket)?, list).await.map_err(store_error)?;
+    let mut listing = app
+        .store
+        .list_objects(&bucket_name(bucket)?, list)
+        .await
+        .map_err(store_error)?;
     // A page of no entries has nothing to go on from: S3 says that it is the last.
     listing.more &= list.limit > 0;
     Ok(listing)
@@ -177,12 +195,19 @@ fn split(
                 e_tag: Some(etag(&record.etag)),
                 size: Some(length(record.size())),
                 storage_class: Some(dto::ObjectStorageClass::from(
-                    record.headers.storage_class.unwrap_or_else(|| dto::StorageClass::STANDARD.to_owned()),
+                    record
+                        .headers
+                        .storage_class
+                        .unwrap_or_else(|| dto::StorageClass::STANDARD.to_owned()),
                 )),
-                checksum_algorithm: record.checksum.as_ref().map(|checksum| {
-                    vec![dto::ChecksumAlgorithm::from_static(checksum::name(checksum.algorithm))]
-                }),
-                checksum_type: record.checksum.as_ref().map(|checksum| checksum::checksum_type(checksum.kind)),
+                checksum_algorithm: record
+                    .checksum
+                    .as_ref()
+                    .map(|checksum| vec![dto::ChecksumAlgorithm::from_static(checksum::name(checksum.algorithm))]),
+                checksum_type: record
+                    .checksum
+                    .as_ref()
+                    .map(|checksum| checksum::checksum_type(checksum.kind)),
                 owner: with_owner.then(|| owner(&record.owner)),
                 ..Default::default()
             }),
@@ -192,7 +217,9 @@ fn split(
 }
 
 fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
-    dto::CommonPrefix { prefix: Some(encoding.apply(prefix)) }
+    dto::CommonPrefix {
+        prefix: Some(encoding.apply(prefix)),
+    }
 }
 
 /// How names are written in a listing.
@@ -223,11 +250,22 @@ pub(super) fn page_size(asked: Option<i32>) -> S3Result<i32> {
     match asked {
         None => Ok(PAGE_MAX),
         Some(asked) if asked >= 0 => Ok(asked.min(PAGE_MAX)),
-        Some(asked) => Err(refuse(S3ErrorCode::InvalidArgument, format!("a page of {asked} entries cannot be listed"))),
+        Some(asked) => Err(refuse(
+            S3ErrorCode::InvalidArgument,
+            format!("a page of {asked} entries cannot be listed"),
+        )),
     }
 }
 
 fn parse_token(token: &str) -> S3Result<String> {
-    let name = BASE64.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    name.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "the continuation token is not one that a listing gave"))
+    let name = BASE64
+        .decode(token)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok());
+    name.ok_or_else(|| {
+        refuse(
+            S3ErrorCode::InvalidArgument,
+            "the continuation token is not one that a listing gave",
+        )
+    })
 }

@@ -12,8 +12,8 @@ use super::{
     precondition::write_condition,
     put::{body, declared_len},
     wire::{
-        bucket_name, content_headers, etag, header_tags, length, object_key, owner, refuse, signer, store_error, timestamp,
-        upload_id, user_metadata,
+        bucket_name, content_headers, etag, header_tags, length, object_key, owner, refuse, signer, store_error,
+        timestamp, upload_id, user_metadata,
     },
 };
 use crate::{
@@ -29,11 +29,18 @@ pub(super) async fn create_multipart_upload(
     let mut input = request.input;
     let bucket = bucket_name(&input.bucket)?;
     let key = object_key(&input.key)?;
-    let algorithm = input.checksum_algorithm.as_ref().map(|name| checksum::parse_algorithm(name.as_str())).transpose()?;
+    let algorithm = input
+        .checksum_algorithm
+        .as_ref()
+        .map(|name| checksum::parse_algorithm(name.as_str()))
+        .transpose()?;
     let kind = input.checksum_type.as_ref().map(|kind| match kind.as_str() {
         dto::ChecksumType::FULL_OBJECT => Ok(ChecksumType::FullObject),
         dto::ChecksumType::COMPOSITE => Ok(ChecksumType::Composite),
-        _ => Err(refuse(S3ErrorCode::InvalidRequest, "the checksum type is neither FULL_OBJECT nor COMPOSITE")),
+        _ => Err(refuse(
+            S3ErrorCode::InvalidRequest,
+            "the checksum type is neither FULL_OBJECT nor COMPOSITE",
+        )),
     });
     let new = NewUpload {
         headers: content_headers!(input),
@@ -58,11 +65,20 @@ pub(super) async fn upload_part(
     app: &App,
     request: S3Request<dto::UploadPartInput>,
 ) -> S3Result<S3Response<dto::UploadPartOutput>> {
-    let S3Request { mut input, headers, trailing_headers, .. } = request;
+    let S3Request {
+        mut input,
+        headers,
+        trailing_headers,
+        ..
+    } = request;
     let bucket = bucket_name(&input.bucket)?;
     let key = object_key(&input.key)?;
     let number = part_number(input.part_number)?;
-    let upload = app.store.open_upload(&bucket, &key, upload_id(&input.upload_id)?).await.map_err(store_error)?;
+    let upload = app
+        .store
+        .open_upload(&bucket, &key, upload_id(&input.upload_id)?)
+        .await
+        .map_err(store_error)?;
     let expected = Expected::of(&headers)?;
     let announced = upload.record.checksum_algorithm;
     let options = IngestOptions {
@@ -71,12 +87,21 @@ pub(super) async fn upload_part(
         digests: expected.digests(announced),
         upload: Some(upload.id),
     };
-    let Ingested { content, digests } =
-        app.store.ingest(body(input.body.take()), options).await.map_err(store_error)?;
+    let Ingested { content, digests } = app
+        .store
+        .ingest(body(input.body.take()), options)
+        .await
+        .map_err(store_error)?;
     let checksum = expected.verify(&digests, trailing_headers.as_ref(), announced)?;
-    let part = app.store.put_part(&bucket, &key, number, content, hex::encode(digests.md5), checksum).await;
+    let part = app
+        .store
+        .put_part(&bucket, &key, number, content, hex::encode(digests.md5), checksum)
+        .await;
     let part = part.map_err(store_error)?;
-    let mut output = dto::UploadPartOutput { e_tag: Some(etag(&part.etag)), ..Default::default() };
+    let mut output = dto::UploadPartOutput {
+        e_tag: Some(etag(&part.etag)),
+        ..Default::default()
+    };
     set_checksum!(output, &part.checksum);
     Ok(S3Response::new(output))
 }
@@ -90,14 +115,23 @@ pub(super) async fn complete_multipart_upload(
     let key = object_key(&input.key)?;
     let id = upload_id(&input.upload_id)?;
     let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
-    let parts = input.multipart_upload.take().and_then(|upload| upload.parts).unwrap_or_default();
+    let parts = input
+        .multipart_upload
+        .take()
+        .and_then(|upload| upload.parts)
+        .unwrap_or_default();
     if parts.is_empty() || parts.len() > usize::from(PartNumber::MAX) {
-        return Err(refuse(S3ErrorCode::MalformedXML, format!("a completion names 1 to {} parts", PartNumber::MAX)));
+        return Err(refuse(
+            S3ErrorCode::MalformedXML,
+            format!("a completion names 1 to {} parts", PartNumber::MAX),
+        ));
     }
     let parts = parts.into_iter().map(completed_part).collect::<S3Result<Vec<_>>>()?;
-    let complete = app.store.complete_upload(&bucket, &key, id, &parts, &condition, |bucket_record, record| {
-        Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
-    });
+    let complete = app
+        .store
+        .complete_upload(&bucket, &key, id, &parts, &condition, |bucket_record, record| {
+            Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
+        });
     let record = complete.await.map_err(store_error)?.record;
     annotate::annotate_object(app, &bucket, &key, record.layout_id).await;
     let mut output = dto::CompleteMultipartUploadOutput {
@@ -113,7 +147,9 @@ pub(super) async fn complete_multipart_upload(
 }
 
 fn completed_part(part: dto::CompletedPart) -> S3Result<CompletedPart> {
-    let etag = part.e_tag.ok_or_else(|| refuse(S3ErrorCode::MalformedXML, "a completion names each part with its ETag"))?;
+    let etag = part
+        .e_tag
+        .ok_or_else(|| refuse(S3ErrorCode::MalformedXML, "a completion names each part with its ETag"))?;
     let checksums = [
         part.checksum_crc32,
         part.checksum_crc32c,
@@ -134,7 +170,10 @@ pub(super) async fn abort_multipart_upload(
 ) -> S3Result<S3Response<dto::AbortMultipartUploadOutput>> {
     let input = request.input;
     let (bucket, key): (_, ObjectKey) = (bucket_name(&input.bucket)?, object_key(&input.key)?);
-    app.store.abort_upload(&bucket, &key, upload_id(&input.upload_id)?).await.map_err(store_error)?;
+    app.store
+        .abort_upload(&bucket, &key, upload_id(&input.upload_id)?)
+        .await
+        .map_err(store_error)?;
     Ok(S3Response::new(dto::AbortMultipartUploadOutput::default()))
 }
 
@@ -147,9 +186,17 @@ pub(super) async fn list_parts(
     let key = object_key(&input.key)?;
     let max_parts = page_size(input.max_parts)?;
     let id = upload_id(&input.upload_id)?;
-    let after = input.part_number_marker.filter(|marker| *marker > 0).map(part_number).transpose()?;
+    let after = input
+        .part_number_marker
+        .filter(|marker| *marker > 0)
+        .map(part_number)
+        .transpose()?;
     let limit = usize::try_from(max_parts).unwrap_or(0);
-    let listing = app.store.list_parts(&bucket, &key, id, after, limit.max(1)).await.map_err(store_error)?;
+    let listing = app
+        .store
+        .list_parts(&bucket, &key, id, after, limit.max(1))
+        .await
+        .map_err(store_error)?;
     let mut parts: Vec<dto::Part> = Vec::with_capacity(listing.parts.len());
     for (number, part) in listing.parts.into_iter().take(limit) {
         let mut listed = dto::Part {
@@ -174,7 +221,10 @@ pub(super) async fn list_parts(
         next_part_number_marker: next,
         parts: Some(parts),
         owner: Some(owner(&upload.owner)),
-        initiator: Some(dto::Initiator { id: Some(upload.owner.clone()), display_name: Some(upload.owner) }),
+        initiator: Some(dto::Initiator {
+            id: Some(upload.owner.clone()),
+            display_name: Some(upload.owner),
+        }),
         storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
         checksum_algorithm: upload
             .checksum_algorithm
@@ -190,5 +240,8 @@ pub(super) fn part_number(number: i32) -> S3Result<PartNumber> {
 
 /// The upload that a part is for.
 pub(super) async fn open_upload(app: &App, bucket: &str, key: &str, id: &str) -> S3Result<OpenUpload> {
-    app.store.open_upload(&bucket_name(bucket)?, &object_key(key)?, upload_id(id)?).await.map_err(store_error)
+    app.store
+        .open_upload(&bucket_name(bucket)?, &object_key(key)?, upload_id(id)?)
+        .await
+        .map_err(store_error)
 }

@@ -10,6 +10,7 @@ use super::wire::{refuse, timestamp};
 
 /// The conditions of a read, in the order in which they are looked at.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "they are the names of the headers")]
 pub(super) struct ReadConditions {
     pub(super) if_match: Option<ETagCondition>,
     pub(super) if_unmodified_since: Option<Timestamp>,
@@ -62,7 +63,10 @@ pub(super) fn write_condition(
         (None, None) => Ok(WriteCondition::Always),
         (None, Some(ETagCondition::Any)) => Ok(WriteCondition::Absent),
         (Some(ETagCondition::ETag(etag)), None) => Ok(WriteCondition::ETagIs(etag.value().to_owned())),
-        _ => Err(refuse(S3ErrorCode::NotImplemented, "a write can be conditional on If-Match with an ETag or If-None-Match: *")),
+        _ => Err(refuse(
+            S3ErrorCode::NotImplemented,
+            "a write can be conditional on If-Match with an ETag or If-None-Match: *",
+        )),
     }
 }
 

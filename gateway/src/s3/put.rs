@@ -12,7 +12,9 @@ use super::{
     PUT_LEN_MAX,
     checksum::{Expected, checksum_type, set_checksum},
     precondition::write_condition,
-    wire::{bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, user_metadata},
+    wire::{
+        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, user_metadata,
+    },
 };
 use crate::{
     app::App,
@@ -33,7 +35,12 @@ pub(super) async fn put_object(
     request: S3Request<dto::PutObjectInput>,
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
     let owner = signer(&request);
-    let S3Request { mut input, headers, trailing_headers, .. } = request;
+    let S3Request {
+        mut input,
+        headers,
+        trailing_headers,
+        ..
+    } = request;
     let bucket = bucket_name(&input.bucket)?;
     let key = object_key(&input.key)?;
     let tags = header_tags(input.tagging.as_deref())?;
@@ -61,8 +68,11 @@ pub(super) async fn put_object(
         digests: expected.digests(None),
         upload: None,
     };
-    let Ingested { content, digests } =
-        app.store.ingest(body(input.body.take()), options).await.map_err(store_error)?;
+    let Ingested { content, digests } = app
+        .store
+        .ingest(body(input.body.take()), options)
+        .await
+        .map_err(store_error)?;
     let checksum = expected.verify(&digests, trailing_headers.as_ref(), None)?;
     let annotations = annotate::annotations(app, content.layout()).await;
     let new = NewObject {
@@ -104,11 +114,19 @@ async fn commit(
 }
 
 /// Queues the fetch. The object appears when it has come in whole.
-async fn queue_import(app: &App, bucket: &BucketName, import: ImportTask) -> S3Result<S3Response<dto::PutObjectOutput>> {
+async fn queue_import(
+    app: &App,
+    bucket: &BucketName,
+    import: ImportTask,
+) -> S3Result<S3Response<dto::PutObjectOutput>> {
     app.store.bucket(bucket).await.map_err(store_error)?;
     import::check_request(&app.config.import, &import.url, import.checksum.as_deref())
         .map_err(|message| refuse(S3ErrorCode::InvalidArgument, message))?;
-    let job = app.store.queue_job(Task::Import(Box::new(import)).job()).await.map_err(store_error)?;
+    let job = app
+        .store
+        .queue_job(Task::Import(Box::new(import)).job())
+        .await
+        .map_err(store_error)?;
     let mut response = S3Response::new(dto::PutObjectOutput::default());
     if let Ok(value) = job.to_string().parse() {
         response.headers.insert(JOB_HEADER, value);
@@ -118,7 +136,8 @@ async fn queue_import(app: &App, bucket: &BucketName, import: ImportTask) -> S3R
 
 fn refuse_body(headers: &HeaderMap, content_length: Option<i64>) -> S3Result<()> {
     if declared_len(headers, content_length)? > 0 {
-        let message = format!("a PutObject with the metadata {IMPORT_URL} must have no body: the server fetches the URL");
+        let message =
+            format!("a PutObject with the metadata {IMPORT_URL} must have no body: the server fetches the URL");
         return Err(refuse(S3ErrorCode::InvalidRequest, message));
     }
     Ok(())
@@ -126,12 +145,19 @@ fn refuse_body(headers: &HeaderMap, content_length: Option<i64>) -> S3Result<()>
 
 /// How long the body is without its transfer encoding. S3 wants to know beforehand.
 pub(super) fn declared_len(headers: &HeaderMap, content_length: Option<i64>) -> S3Result<u64> {
-    let decoded = headers.get("x-amz-decoded-content-length").and_then(|value| value.to_str().ok());
+    let decoded = headers
+        .get("x-amz-decoded-content-length")
+        .and_then(|value| value.to_str().ok());
     let declared = match decoded {
         Some(decoded) => decoded.parse().ok(),
         None => content_length.and_then(|len| u64::try_from(len).ok()),
     };
-    declared.ok_or_else(|| refuse(S3ErrorCode::MissingContentLength, "the length of the body must be declared"))
+    declared.ok_or_else(|| {
+        refuse(
+            S3ErrorCode::MissingContentLength,
+            "the length of the body must be declared",
+        )
+    })
 }
 
 /// A body as the store takes it.
@@ -141,7 +167,13 @@ pub(super) fn body(body: Option<StreamingBlob>) -> impl Stream<Item = Result<Byt
 }
 
 /// Kept apart from user metadata: what the store shows of its own.
-pub(super) fn shown_metadata(metadata: &BTreeMap<String, String>, annotations: &BTreeMap<String, String>) -> dto::Metadata {
-    metadata.iter().chain(annotations).map(|(name, value)| (name.clone(), value.clone())).collect()
+pub(super) fn shown_metadata(
+    metadata: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+) -> dto::Metadata {
+    metadata
+        .iter()
+        .chain(annotations)
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
-

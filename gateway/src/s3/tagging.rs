@@ -13,8 +13,15 @@ pub(super) async fn get_object_tagging(
     request: S3Request<dto::GetObjectTaggingInput>,
 ) -> S3Result<S3Response<dto::GetObjectTaggingOutput>> {
     let input = request.input;
-    let object = app.store.open_object(&bucket_name(&input.bucket)?, &object_key(&input.key)?).await.map_err(store_error)?;
-    Ok(S3Response::new(dto::GetObjectTaggingOutput { tag_set: tag_set(&object.record.tags), version_id: None }))
+    let object = app
+        .store
+        .open_object(&bucket_name(&input.bucket)?, &object_key(&input.key)?)
+        .await
+        .map_err(store_error)?;
+    Ok(S3Response::new(dto::GetObjectTaggingOutput {
+        tag_set: tag_set(&object.record.tags),
+        version_id: None,
+    }))
 }
 
 pub(super) async fn put_object_tagging(
@@ -49,11 +56,17 @@ pub(super) async fn get_bucket_tagging(
     app: &App,
     request: S3Request<dto::GetBucketTaggingInput>,
 ) -> S3Result<S3Response<dto::GetBucketTaggingOutput>> {
-    let bucket = app.store.bucket(&bucket_name(&request.input.bucket)?).await.map_err(store_error)?;
+    let bucket = app
+        .store
+        .bucket(&bucket_name(&request.input.bucket)?)
+        .await
+        .map_err(store_error)?;
     if bucket.tags.is_empty() {
         return Err(refuse(S3ErrorCode::NoSuchTagSet, "the bucket has no tags"));
     }
-    Ok(S3Response::new(dto::GetBucketTaggingOutput { tag_set: tag_set(&bucket.tags) }))
+    Ok(S3Response::new(dto::GetBucketTaggingOutput {
+        tag_set: tag_set(&bucket.tags),
+    }))
 }
 
 pub(super) async fn put_bucket_tagging(
@@ -76,10 +89,16 @@ pub(super) async fn delete_bucket_tagging(
 
 /// Sets the tags of a bucket. Zones it is bound to get what it holds already, by one job a zone.
 async fn tag_bucket(app: &App, bucket: &BucketName, tags: &Tags) -> S3Result<()> {
-    app.store.update_bucket(bucket, |record| record.tags.clone_from(tags)).await.map_err(store_error)?;
+    app.store
+        .update_bucket(bucket, |record| record.tags.clone_from(tags))
+        .await
+        .map_err(store_error)?;
     let zones: BTreeSet<_> = wishes::zones(tags, wishes::ZONES).unwrap_or_default();
     for zone in zones.into_iter().filter(|zone| !app.serves(zone)) {
-        let task = Task::Bind { bucket: bucket.to_string(), zone };
+        let task = Task::Bind {
+            bucket: bucket.to_string(),
+            zone,
+        };
         app.store.queue_job(task.job()).await.map_err(store_error)?;
     }
     Ok(())

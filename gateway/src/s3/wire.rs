@@ -8,7 +8,10 @@ use std::{
 use lithos_storage::{BucketName, ContentHeaders, LayoutId, ObjectKey, Tags, clock::Timestamp};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, dto};
 
-use crate::{error::s3_error, image::{annotate, wishes}};
+use crate::{
+    error::s3_error,
+    image::{annotate, wishes},
+};
 
 /// Most tags of an object (S3 User Guide, "Categorizing your objects using tags").
 pub(super) const OBJECT_TAGS_MAX: usize = 10;
@@ -23,18 +26,24 @@ pub(super) fn refuse(code: S3ErrorCode, message: impl Into<String>) -> S3Error {
 }
 
 pub(super) fn bucket_name(name: &str) -> S3Result<BucketName> {
-    name.parse().map_err(|e: lithos_storage::Error| refuse(S3ErrorCode::InvalidBucketName, e.to_string()))
+    name.parse()
+        .map_err(|e: lithos_storage::Error| refuse(S3ErrorCode::InvalidBucketName, e.to_string()))
 }
 
 pub(super) fn object_key(key: &str) -> S3Result<ObjectKey> {
     key.parse().map_err(|e: lithos_storage::Error| {
-        let code = if key.is_empty() { S3ErrorCode::InvalidArgument } else { S3ErrorCode::KeyTooLongError };
+        let code = if key.is_empty() {
+            S3ErrorCode::InvalidArgument
+        } else {
+            S3ErrorCode::KeyTooLongError
+        };
         refuse(code, e.to_string())
     })
 }
 
 pub(super) fn upload_id(id: &str) -> S3Result<LayoutId> {
-    id.parse().map_err(|_| refuse(S3ErrorCode::NoSuchUpload, "there is no upload with this id"))
+    id.parse()
+        .map_err(|_| refuse(S3ErrorCode::NoSuchUpload, "there is no upload with this id"))
 }
 
 pub(super) fn timestamp(time: Timestamp) -> dto::Timestamp {
@@ -51,17 +60,30 @@ pub(super) fn length(len: u64) -> i64 {
 }
 
 pub(super) fn owner(access_key: &str) -> dto::Owner {
-    dto::Owner { id: Some(access_key.to_owned()), display_name: Some(access_key.to_owned()) }
+    dto::Owner {
+        id: Some(access_key.to_owned()),
+        display_name: Some(access_key.to_owned()),
+    }
 }
 
 /// The access key that a request was signed with.
 pub(super) fn signer<T>(request: &S3Request<T>) -> String {
-    request.credentials.as_ref().map(|credentials| credentials.access_key.clone()).unwrap_or_default()
+    request
+        .credentials
+        .as_ref()
+        .map(|credentials| credentials.access_key.clone())
+        .unwrap_or_default()
 }
 
 /// User metadata, without what the server itself shows under such names.
 pub(super) fn user_metadata(metadata: Option<dto::Metadata>) -> S3Result<BTreeMap<String, String>> {
-    let shown = [annotate::FORMAT, annotate::VIRTUAL_SIZE, annotate::DERIVED_FROM, annotate::WARNING, annotate::JOBS];
+    let shown = [
+        annotate::FORMAT,
+        annotate::VIRTUAL_SIZE,
+        annotate::DERIVED_FROM,
+        annotate::WARNING,
+        annotate::JOBS,
+    ];
     let metadata: BTreeMap<String, String> = metadata
         .unwrap_or_default()
         .into_iter()
@@ -70,7 +92,10 @@ pub(super) fn user_metadata(metadata: Option<dto::Metadata>) -> S3Result<BTreeMa
         .collect();
     let len: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
     if len > METADATA_LEN_MAX {
-        return Err(refuse(S3ErrorCode::MetadataTooLarge, format!("{len} bytes of metadata are over {METADATA_LEN_MAX}")));
+        return Err(refuse(
+            S3ErrorCode::MetadataTooLarge,
+            format!("{len} bytes of metadata are over {METADATA_LEN_MAX}"),
+        ));
     }
     Ok(metadata)
 }
@@ -95,31 +120,47 @@ pub(super) use content_headers;
 /// `Content-Encoding` without `aws-chunked`, which is of the transfer and not of the object.
 pub(super) fn stored_encoding(encoding: Option<String>) -> Option<String> {
     let encoding = encoding?;
-    let kept: Vec<&str> =
-        encoding.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("aws-chunked")).collect();
+    let kept: Vec<&str> = encoding
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("aws-chunked"))
+        .collect();
     (!kept.is_empty()).then(|| kept.join(","))
 }
 
 /// Headers with the storage class that S3 leaves out of responses.
 pub(super) fn shown_storage_class(headers: &ContentHeaders) -> Option<dto::StorageClass> {
-    let class = headers.storage_class.clone().filter(|class| class != dto::StorageClass::STANDARD);
+    let class = headers
+        .storage_class
+        .clone()
+        .filter(|class| class != dto::StorageClass::STANDARD);
     class.map(dto::StorageClass::from)
 }
 
 /// Tags from the header `x-amz-tagging`: a query string.
 pub(super) fn header_tags(header: Option<&str>) -> S3Result<Tags> {
     let Some(header) = header else { return Ok(Tags::new()) };
-    let pairs = url::form_urlencoded::parse(header.as_bytes()).map(|(key, value)| (key.into_owned(), value.into_owned()));
+    let pairs =
+        url::form_urlencoded::parse(header.as_bytes()).map(|(key, value)| (key.into_owned(), value.into_owned()));
     checked_tags(pairs, OBJECT_TAGS_MAX)
 }
 
 /// Tags from an XML body.
 pub(super) fn set_tags(tags: dto::TagSet, count_max: usize) -> S3Result<Tags> {
-    checked_tags(tags.into_iter().map(|tag| (tag.key.unwrap_or_default(), tag.value.unwrap_or_default())), count_max)
+    checked_tags(
+        tags.into_iter()
+            .map(|tag| (tag.key.unwrap_or_default(), tag.value.unwrap_or_default())),
+        count_max,
+    )
 }
 
 pub(super) fn tag_set(tags: &Tags) -> dto::TagSet {
-    tags.iter().map(|(key, value)| dto::Tag { key: Some(key.clone()), value: Some(value.clone()) }).collect()
+    tags.iter()
+        .map(|(key, value)| dto::Tag {
+            key: Some(key.clone()),
+            value: Some(value.clone()),
+        })
+        .collect()
 }
 
 fn checked_tags(pairs: impl Iterator<Item = (String, String)>, count_max: usize) -> S3Result<Tags> {
@@ -127,7 +168,9 @@ fn checked_tags(pairs: impl Iterator<Item = (String, String)>, count_max: usize)
     let mut tags = Tags::new();
     for (key, value) in pairs {
         if key.is_empty() || key.chars().count() > 128 || value.chars().count() > 256 {
-            return Err(invalid("a tag has 1 to 128 characters in its key and up to 256 in its value".to_owned()));
+            return Err(invalid(
+                "a tag has 1 to 128 characters in its key and up to 256 in its value".to_owned(),
+            ));
         }
         if tags.insert(key.clone(), value).is_some() {
             return Err(invalid(format!("the tag {key:?} is given twice")));
@@ -154,8 +197,18 @@ mod tests {
         let tags = header_tags(Some("convert-to=qcow2+raw&team=a%26b")).unwrap();
         assert_eq!(tags["convert-to"], "qcow2 raw");
         assert_eq!(tags["team"], "a&b");
-        for bad in ["a=1&a=2", "=x", &format!("{}=x", "k".repeat(129)), &format!("k={}", "v".repeat(257)), "convert-to=exe"] {
-            assert_eq!(*header_tags(Some(bad)).unwrap_err().code(), S3ErrorCode::InvalidTag, "{bad}");
+        for bad in [
+            "a=1&a=2",
+            "=x",
+            &format!("{}=x", "k".repeat(129)),
+            &format!("k={}", "v".repeat(257)),
+            "convert-to=exe",
+        ] {
+            assert_eq!(
+                *header_tags(Some(bad)).unwrap_err().code(),
+                S3ErrorCode::InvalidTag,
+                "{bad}"
+            );
         }
         let many: Vec<String> = (0..11).map(|n| format!("k{n}=v")).collect();
         assert!(header_tags(Some(&many.join("&"))).is_err());
@@ -172,8 +225,14 @@ mod tests {
     #[test]
     fn metadata_that_the_server_shows_is_never_the_users() {
         let given = [("Image-Format", "x"), ("Color", "red")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(user_metadata(Some(given.into())).unwrap(), BTreeMap::from([("color".to_owned(), "red".to_owned())]));
+        assert_eq!(
+            user_metadata(Some(given.into())).unwrap(),
+            BTreeMap::from([("color".to_owned(), "red".to_owned())])
+        );
         let long = [("a".to_owned(), "b".repeat(2048))];
-        assert_eq!(*user_metadata(Some(long.into())).unwrap_err().code(), S3ErrorCode::MetadataTooLarge);
+        assert_eq!(
+            *user_metadata(Some(long.into())).unwrap_err().code(),
+            S3ErrorCode::MetadataTooLarge
+        );
     }
 }

@@ -23,7 +23,9 @@ impl FromStr for ZoneName {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
         if !(1..=63).contains(&name.len()) || !name.bytes().all(legal) {
             let shown: String = name.chars().take(64).collect();
-            return Err(format!("{shown:?} is not a zone: 1 to 63 letters, digits, hyphens, dots and underscores"));
+            return Err(format!(
+                "{shown:?} is not a zone: 1 to 63 letters, digits, hyphens, dots and underscores"
+            ));
         }
         Ok(Self(name.to_owned()))
     }
@@ -50,6 +52,10 @@ impl fmt::Display for ZoneName {
 }
 
 /// TEMP
-pub(crate) fn routes(_app: crate::app::SharedApp) -> axum::Router { axum::Router::new() }
+pub(crate) fn routes(_app: crate::app::SharedApp) -> axum::Router {
+    axum::Router::new()
+}
 /// TEMP
-pub(crate) fn status(_record: &lithos_storage::ObjectRecord) -> Option<&'static str> { None }
+pub(crate) fn status(_record: &lithos_storage::ObjectRecord) -> Option<&'static str> {
+    None
+}
