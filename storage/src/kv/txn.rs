@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
     Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX,
@@ -282,25 +282,53 @@ fn check_scan(scan: &Scan) -> Result<()> {
 
 /// How often a body is run before the caller is told that its keys are contended.
 const ATTEMPTS_MAX: u32 = 64;
-/// After so many conflicts a transaction waits for its turn.
-const FREE_ATTEMPTS: u32 = 4;
+/// After so many conflicts a transaction runs alone. Few get there; when one does, all others wait for a few commits.
+const FREE_ATTEMPTS: u32 = 8;
 
-/// Held by the one transaction of those with many conflicts that may run. They would only lose to each other again and
-/// again: of all that change one key, each group of commits admits one. One queue for the process, and not one for each
-/// key, because a conflict does not tell the key; transactions without conflicts do not pass here.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Lets transactions run together, or one alone. Fair: who wants to be alone waits for those that run, not for those
+/// that come later. One for the process, because its threads are what may starve a transaction.
+static GATE: RwLock<()> = RwLock::const_new(());
+
+/// Leave to run one attempt.
+#[derive(Debug)]
+enum Pass {
+    Together { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
 
 /// Runs a transaction again when it meets a conflict; used through [`transact!`].
 ///
-/// The first times at once: the winner has committed already, so someone made progress. Then one at a time, in the
-/// order of arrival, which is fair, as sleeping for random or growing times is not.
+/// The first times at once: the winner has committed already, so someone made progress. But it may always be the same
+/// ones: who is slower between snapshot and commit than another who changes the same key can lose for ever, however
+/// long it sleeps. So it gets to run alone in the end.
 #[derive(Debug, Default)]
 pub struct Retry {
     attempts: u32,
-    turn: Option<MutexGuard<'static, ()>>,
+    pass: Option<Pass>,
 }
 
 impl Retry {
+    /// Starts the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Txn::begin`].
+    pub async fn begin(&mut self, kv: &Arc<dyn Kv>) -> Result<Txn> {
+        if self.attempts >= FREE_ATTEMPTS {
+            if !matches!(self.pass, Some(Pass::Alone { .. })) {
+                self.pass = None;
+                self.pass = Some(Pass::Alone {
+                    _guard: GATE.write().await,
+                });
+            }
+        } else if self.pass.is_none() {
+            self.pass = Some(Pass::Together {
+                _guard: GATE.read().await,
+            });
+        }
+        Txn::begin(kv).await
+    }
+
     /// Commits `txn` if its body succeeded. `None` means: run the body again.
     ///
     /// # Errors
@@ -324,9 +352,6 @@ impl Retry {
                         "too many concurrent changes of the same keys",
                     ));
                 }
-                if self.attempts >= FREE_ATTEMPTS && self.turn.is_none() {
-                    self.turn = Some(TURN.lock().await);
-                }
                 Ok(None)
             }
         }
@@ -342,7 +367,7 @@ macro_rules! transact {
     ($kv:expr, |$txn:ident| $body:block) => {{
         let mut retry = $crate::kv::Retry::default();
         loop {
-            let mut $txn = $crate::kv::Txn::begin($kv).await?;
+            let mut $txn = retry.begin($kv).await?;
             let body: $crate::error::Result<_> = async { $body }.await;
             if let Some(value) = retry.finish($txn, body).await? {
                 break value;

@@ -6,8 +6,8 @@
 //! 2. writes those that pass as one batch: one record of the log, synced unless all of them are
 //!    [`Buffered`](Durability::Buffered), and one step in what readers see;
 //! 3. publishes the new version;
-//! 4. answers: first each `Conflict`, then each `Committed`. Conflicts wait for step 3 as well, because what they lost
-//!    against may be in this very group, and a retry must see it.
+//! 4. answers: `Committed` or `Conflict`. Conflicts wait for step 3 as well, because what they lost against may be in
+//!    this very group, and a retry must see it.
 //!
 //! While a write is being synced the next commits gather in the channel: the slower the disk, the larger the groups.
 //!
@@ -201,13 +201,7 @@ impl Worker {
             versions.push(version);
         }
         let written = visible.map_or(Ok(()), |version| self.write(batch, durability, version));
-        // Who lost is woken first, and so is ahead of the winner's next transaction when it runs again. On a key that
-        // many change, the order of answers is what keeps one of them from losing every time.
-        let (won, lost): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .zip(versions)
-            .partition(|(_, version)| version.is_some());
-        for (request, version) in lost.into_iter().chain(won) {
+        for (request, version) in group.into_iter().zip(versions) {
             request.answer(match (version, &written) {
                 (None, _) => Outcome::Conflict,
                 (Some(version), Ok(())) => Outcome::Committed(version),
