@@ -176,6 +176,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_configuration_says_the_defaults() {
+        let example: Settings = toml::from_str(include_str!("../../deploy/lithos.toml")).unwrap();
+        let example = example.check(None).unwrap();
+        let defaults = Settings::default().check(None).unwrap();
+        assert_eq!(format!("{example:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
     fn unknown_and_absurd_settings_are_refused() {
         assert!(toml::from_str::<Settings>("liste = \"127.0.0.1:1\"").is_err());
         assert!(

@@ -83,6 +83,10 @@ struct Gateway {
 /// Calls the function of an operation, and puts the request's id into its error.
 macro_rules! operations {
     ($($name:ident($input:ident) -> $output:ident = $function:path;)*) => {
+        /// The types that the operations take: their names and `Input`.
+        #[cfg(test)]
+        const INPUTS: &[&str] = &[$(stringify!($input)),*];
+
         #[async_trait::async_trait]
         impl S3 for Gateway {
             $(
@@ -127,4 +131,30 @@ operations! {
     put_object_tagging(PutObjectTaggingInput) -> PutObjectTaggingOutput = tagging::put_object_tagging;
     upload_part(UploadPartInput) -> UploadPartOutput = multipart::upload_part;
     upload_part_copy(UploadPartCopyInput) -> UploadPartCopyOutput = copy::upload_part_copy;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_readme_lists_the_operations_there_are() {
+        let readme = include_str!("../../../README.md");
+        let (_, section) = readme.split_once("## Supported S3 operations").unwrap();
+        let listed: BTreeSet<&str> = section
+            .lines()
+            .skip_while(|line| !line.starts_with("| ---"))
+            .skip(1)
+            .take_while(|line| line.starts_with('|'))
+            .flat_map(|row| row.split('|').nth(2).unwrap().split(','))
+            .map(str::trim)
+            .collect();
+        let there: BTreeSet<&str> = INPUTS
+            .iter()
+            .map(|input| input.strip_suffix("Input").unwrap())
+            .collect();
+        assert_eq!(listed, there);
+    }
 }
