@@ -63,7 +63,10 @@ impl Store {
         let intents = self.sweep_intents(Timestamp(u64::MAX)).await?;
         let strays = self.sweep_strays().await?;
         let jobs = self.take_over_jobs(worker).await?;
-        Ok(Recovered { blobs: intents.blobs + strays.blobs, jobs })
+        Ok(Recovered {
+            blobs: intents.blobs + strays.blobs,
+            jobs,
+        })
     }
 
     /// Sweeps until there is nothing that can be swept now.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::{
     blob::{BlobId, BlobWriter},
     error::{Error, ErrorKind, Result},
-    kv::{Durability, Txn, transact},
+    kv::{Durability, Outcome, Txn, transact},
     layout::{Extent, Layout, LayoutBuilder, Piece},
     pin::Pin,
     schema::{
@@ -213,15 +213,24 @@ impl Drop for Staging {
 }
 
 /// Notes that the blob `id` is about to be written.
+///
+/// Reads nothing, so nothing can conflict with it, and it may be called within the body of a transaction.
 pub(crate) async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
     let intent = encode(&IntentRecord {
         expires: core.clock.now().plus_millis(INTENT_MILLIS),
     });
-    transact!(&core.kv, |txn| {
-        txn.set_durability(Durability::Buffered);
-        txn.put(Keys::intent(id), intent.clone())
-    });
-    Ok(())
+    let mut txn = Txn::begin(&core.kv).await?;
+    txn.set_durability(Durability::Buffered);
+    txn.put(Keys::intent(id), intent)?;
+    match txn.commit().await {
+        Outcome::Committed(_) => Ok(()),
+        Outcome::Conflict => Err(Error::new(ErrorKind::Contended, "a blind write met a conflict")),
+        Outcome::Unknown(source) => Err(Error::new(
+            ErrorKind::OutcomeUnknown,
+            "the index could not say whether it committed",
+        )
+        .caused_by(source)),
+    }
 }
 
 /// Turns the intent of a sealed blob, which must still be there, into a blob in use.

@@ -361,7 +361,8 @@ impl Retry {
 /// Runs a body of reads and writes as a transaction, again after each conflict: `transact!(kv, |txn| { … Ok(value) })`.
 ///
 /// The body is an async block that ends in a `Result`. It may run several times, so it must have no effect but on
-/// `txn`. A macro rather than a function over an async closure, because a closure's future cannot yet be named as
+/// `txn`; in particular it must not run another transaction by this macro, whose turn might never come while this one
+/// waits for it. A macro rather than a function over an async closure, because a closure's future cannot yet be named as
 /// `Send` for every lifetime of its argument.
 macro_rules! transact {
     ($kv:expr, |$txn:ident| $body:block) => {{
