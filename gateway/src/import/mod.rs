@@ -1,1 +1,3 @@
 //! Fetching a URL safely.
+
+mod guard;
