@@ -120,7 +120,7 @@ async fn queue_import(
     import: ImportTask,
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
     app.store.bucket(bucket).await.map_err(store_error)?;
-    import::check_request(&app.config.import, &import.url, import.checksum.as_deref())
+    import::check_request(&import.url, import.checksum.as_deref())
         .map_err(|message| refuse(S3ErrorCode::InvalidArgument, message))?;
     let job = app
         .store
