@@ -55,7 +55,7 @@ lint: ## format, clippy, docs, scripts, licenses
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items $(cargo_flags)
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck deploy/bootstrap deploy/demo .ci/run; \
 	else echo 'lint: no shellcheck for this processor: the scripts were NOT checked' >&2; fi
-	@if command -v cargo-deny >/dev/null; then set -x; cargo deny --locked check bans licenses sources; \
+	@if command -v cargo-deny >/dev/null; then set -x; cargo deny --locked check --hide-inclusion-graph bans licenses sources; \
 	else echo 'lint: no cargo-deny here: licenses and sources were NOT checked (cargo install --locked cargo-deny)' >&2; fi
 
 fmt: ## formats the Rust code
