@@ -47,6 +47,8 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
     config.put_object_max_size = Some(PUT_LEN_MAX);
     config.xml_max_body_size = XML_LEN_MAX;
     config.aws_chunked_stream_max_chunk_size = CHUNK_LEN_MAX;
+    // `aws s3 presign` of the first generation still signs this way unless it is told otherwise.
+    config.enable_sig_v2 = true;
     config.custom_route_max_body_size = Some(lithos_storage::blob::BLOB_LEN_MAX + 1024);
     let mut builder = S3ServiceBuilder::new(Gateway { app: Arc::clone(app) });
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
