@@ -37,7 +37,7 @@ use crate::{app::SystemClock, config::RootKeys};
 /// How long a connection may take to stand.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long nothing may move.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Largest answer that is read into memory, in bytes.
 const ANSWER_LEN_MAX: usize = 16 << 20;
 /// Largest answer to a failed request that is looked at, in bytes.

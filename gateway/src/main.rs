@@ -14,6 +14,7 @@
 //! | `import` | fetching a URL safely |
 //! | `zone` | peers and replication |
 //! | `admin` | the JSON API on the management address |
+//! | `client` | signed requests to a server |
 //! | `cli` | one file a command |
 
 mod admin;

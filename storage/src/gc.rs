@@ -5,7 +5,7 @@
 //!
 //! | what | found by | done |
 //! | --- | --- | --- |
-//! | blobs given up by their writer, or replaced | a list in memory; after a crash as strays | intent removed, then the blob |
+//! | blobs given up by their writer, or replaced | a list in memory; after a crash as strays | intent marked as dropped, the blob deleted, the intent removed |
 //! | layouts released by a delete or a replacement | rows of table `D` | blobs, then rows |
 //! | parts of an upload that ended | rows of table `E` | left-out parts' blobs, then part records |
 //! | intents that expired | rows of table `I` | as a blob given up |
@@ -17,11 +17,12 @@ use crate::{
     blob::BlobId,
     clock::Timestamp,
     error::Result,
-    kv::{Order, Scan, transact},
+    kv::{Durability, Order, Scan, transact},
     layout::Layout,
     multipart::parse_number,
     schema::{
-        DeadLayout, EndedUpload, IntentRecord, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord, decode, encode,
+        DeadLayout, EndedUpload, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord,
+        decode, encode,
     },
     staging::get,
     store::Store,
@@ -53,14 +54,20 @@ pub struct Recovered {
 }
 
 impl Store {
-    /// Clears what an earlier process left: nobody writes to its intents any more, and nobody works on its jobs. Only for
-    /// engines that one process has at a time, and before anything else is done; `worker` names this process.
+    /// Clears what an earlier process left: nobody writes to its intents any more, and nobody works on its jobs. Blobs that
+    /// have arrived from another server stay, for that server to go on where it was cut off. Only for engines that one
+    /// process has at a time, and before anything else is done; `worker` names this process.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
     pub async fn recover(&self, worker: u64) -> Result<Recovered> {
-        let intents = self.sweep_intents(Timestamp(u64::MAX)).await?;
+        let now = self.now();
+        let left = |intent: &IntentRecord| match intent.stage {
+            IntentStage::Arrived(_) => intent.expires <= now,
+            IntentStage::Writing | IntentStage::Dropped => true,
+        };
+        let intents = self.sweep_intents_where(left).await?;
         let strays = self.sweep_strays().await?;
         let jobs = self.take_over_jobs(worker).await?;
         Ok(Recovered {
@@ -96,6 +103,10 @@ impl Store {
     ///
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
     pub async fn sweep_intents(&self, now: Timestamp) -> Result<SweepReport> {
+        self.sweep_intents_where(|intent| intent.expires <= now).await
+    }
+
+    async fn sweep_intents_where(&self, given_up: impl Fn(&IntentRecord) -> bool) -> Result<SweepReport> {
         let mut report = SweepReport::default();
         let mut range = Keys::intents();
         loop {
@@ -108,7 +119,7 @@ impl Store {
             for (key, intent) in &page.rows {
                 range.start = behind(key);
                 let intent: IntentRecord = decode(intent)?;
-                if intent.expires <= now {
+                if given_up(&intent) {
                     self.discard_blob(Keys::parse_blob(key)?, &mut report).await?;
                 }
             }
@@ -136,8 +147,7 @@ impl Store {
             for id in blobs {
                 let named = txn.get(&Keys::blob(id)).await?.is_some() || txn.get(&Keys::intent(id)).await?.is_some();
                 if !named {
-                    self.core.blobs.delete(id).await?;
-                    report.blobs += 1;
+                    self.discard_blob(id, &mut report).await?;
                 }
             }
         }
@@ -156,21 +166,32 @@ impl Store {
         }
     }
 
-    /// Removes the intent of `id`, and then the blob, unless it is in use.
+    /// Drops the blob `id`, unless it is in use. The name of a blob that another server sends may come again at any time,
+    /// so its intent stays, as one that is being dropped, until the blob is gone. No step needs a sync: a crash leaves the
+    /// intent in one form or the other, or none, and the next start drops the blob for each.
     async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<()> {
+        let _alone = self.core.dropping.lock().await;
+        let dropped = encode(&IntentRecord {
+            expires: Timestamp(0),
+            stage: IntentStage::Dropped,
+        });
         let unused = transact!(&self.core.kv, |txn| {
+            txn.set_durability(Durability::Buffered);
             if txn.get(&Keys::blob(id)).await?.is_some() {
                 return Ok(false);
             }
-            if txn.get(&Keys::intent(id)).await?.is_some() {
-                txn.delete(Keys::intent(id))?;
-            }
+            txn.put(Keys::intent(id), dropped.clone())?;
             Ok(true)
         });
-        if unused {
-            self.core.blobs.delete(id).await?;
-            report.blobs += 1;
+        if !unused {
+            return Ok(());
         }
+        self.core.blobs.delete(id).await?;
+        transact!(&self.core.kv, |txn| {
+            txn.set_durability(Durability::Buffered);
+            txn.delete(Keys::intent(id))
+        });
+        report.blobs += 1;
         Ok(())
     }
 

@@ -15,7 +15,8 @@ use crate::{
     layout::{Extent, Layout, LayoutBuilder, Piece},
     pin::Pin,
     schema::{
-        BlobRecord, DeadLayout, IntentRecord, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode, random_u64,
+        BlobRecord, DeadLayout, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode,
+        random_u64,
     },
     store::{Core, Store},
 };
@@ -94,18 +95,13 @@ impl Staging {
             owner: self.owner,
             index: random_u64(),
         };
-        let writer = self.create_named(id).await?;
-        Ok((id, writer))
-    }
-
-    /// Starts the blob `id`, which must be new here.
-    pub(crate) async fn create_named(&mut self, id: BlobId) -> Result<Box<dyn BlobWriter>> {
         put_intent(&self.core, id).await?;
         self.blobs.push(Staged {
             index: id.index,
             len: 0,
         });
-        self.core.blobs.create(id).await
+        let writer = self.core.blobs.create(id).await?;
+        Ok((id, writer))
     }
 
     /// Makes the blob durable.
@@ -215,9 +211,10 @@ impl Drop for Staging {
 /// Notes that the blob `id` is about to be written.
 ///
 /// Reads nothing, so nothing can conflict with it, and it may be called within the body of a transaction.
-pub(crate) async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
+async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
     let intent = encode(&IntentRecord {
         expires: core.clock.now().plus_millis(INTENT_MILLIS),
+        stage: IntentStage::Writing,
     });
     let mut txn = Txn::begin(&core.kv).await?;
     txn.set_durability(Durability::Buffered);
@@ -236,7 +233,8 @@ pub(crate) async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
 /// Turns the intent of a sealed blob, which must still be there, into a blob in use.
 pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()> {
     let intent = Keys::intent(id);
-    if txn.get(&intent).await?.is_none() {
+    let found: Option<IntentRecord> = get(txn, &intent).await?;
+    if found.is_none_or(|found| found.stage == IntentStage::Dropped) {
         return Err(Error::new(
             ErrorKind::PreconditionFailed,
             format!("the intent of blob {id} has expired: the content took longer than a day"),

@@ -34,6 +34,8 @@ pub(crate) struct Core {
     pub(crate) pins: Arc<Pins>,
     /// Blobs whose writer gave up, or that a committed transaction has dropped.
     pub(crate) discarded: Mutex<Vec<BlobId>>,
+    /// Held while a blob is being dropped: two that drop one blob would each remove what the other made way for.
+    pub(crate) dropping: tokio::sync::Mutex<()>,
     /// There is something to sweep.
     pub(crate) swept: Notify,
     /// There is a job to do.
@@ -56,6 +58,7 @@ impl Store {
             clock,
             pins: Arc::default(),
             discarded: Mutex::default(),
+            dropping: tokio::sync::Mutex::default(),
             swept: Notify::new(),
             queued: Notify::new(),
             job_events: broadcast::Sender::new(JOB_EVENTS_MAX),

@@ -44,6 +44,25 @@ pub struct IntentRecord {
     /// After this the sweep may take it, and its writer can no longer commit.
     #[n(0)]
     pub expires: Timestamp,
+    /// How far it has come.
+    #[n(1)]
+    #[cbor(default)]
+    pub stage: IntentStage,
+}
+
+/// How far a blob with an intent has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+pub enum IntentStage {
+    /// It is being written, or its writer holds it until its commit.
+    #[default]
+    #[n(0)]
+    Writing,
+    /// It came from another server and is whole, with this length in bytes. It outlives a restart: nobody here holds it.
+    #[n(1)]
+    Arrived(#[n(0)] u64),
+    /// It is being deleted. Nobody may begin to write it until that is done.
+    #[n(2)]
+    Dropped,
 }
 
 /// A layout that the sweep shall look at.

@@ -35,7 +35,7 @@ pub use self::{
     bucket::{BucketName, BucketRecord},
     id::{BucketId, JobId, LayoutId},
     key::ObjectKey,
-    layout::{BlobRecord, DeadLayout, IntentRecord, LayoutRecord, LayoutState},
+    layout::{BlobRecord, DeadLayout, IntentRecord, IntentStage, LayoutRecord, LayoutState},
     object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
     upload::{EndedUpload, PartNumber, PartRecord, UploadRecord},
 };
