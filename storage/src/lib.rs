@@ -52,6 +52,7 @@ mod peer;
 mod pin;
 mod read;
 mod replica;
+mod rows;
 mod schema;
 mod staging;
 mod store;
