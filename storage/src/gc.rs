@@ -5,11 +5,19 @@
 //!
 //! | what | found by | done |
 //! | --- | --- | --- |
-//! | blobs given up by their writer, or replaced | a list in memory; after a crash as strays | intent removed, then the blob |
+//! | blobs given up by their writer, or replaced | a list in memory; after a crash by their intents | intent doomed, blob, intent |
 //! | layouts released by a delete or a replacement | rows of table `D` | blobs, then rows |
 //! | parts of an upload that ended | rows of table `E` | left-out parts' blobs, then part records |
 //! | intents that expired | rows of table `I` | as a blob given up |
-//! | blobs that no row names (a crash before the intent was synced) | listing the blobs | deleted |
+//! | blobs that no row names (a crash of the machine before the intent was synced) | listing the blobs | deleted |
+//!
+//! # Against what is going on
+//!
+//! - A layout that is being read, or whose upload is being completed, is pinned; neither it nor a blob of it that was
+//!   given up is touched meanwhile.
+//! - A blob that is being written is pinned by its name. Names are never used again, except by a replica: an attempt
+//!   that failed is not cleared while the next is under way, and the next does not begin while it is being cleared.
+//! - What fails is left for the next time, and all else goes on: one damaged folder must not fill the disk.
 
 use bytes::Bytes;
 
@@ -17,9 +25,10 @@ use crate::{
     blob::BlobId,
     clock::Timestamp,
     error::Result,
-    kv::{Order, Scan, transact},
+    kv::{Durability, Order, Scan, Txn, transact},
     layout::Layout,
     multipart::parse_number,
+    rows::Rows,
     schema::{
         DeadLayout, EndedUpload, IntentRecord, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord, decode, encode,
     },
@@ -27,8 +36,10 @@ use crate::{
     store::Store,
 };
 
-/// Rows that one step of the sweep takes.
+/// Blobs that are listed at a time.
 const STEP_ROWS: usize = 128;
+/// Rows that one transaction of the sweep deletes: each part of a step may bring the rows of its blobs with it.
+const DELETE_ROWS: usize = 1024;
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,15 +67,17 @@ impl Store {
     /// Clears what an earlier process left: nobody writes to its intents any more, and nobody works on its jobs. Only for
     /// engines that one process has at a time, and before anything else is done; `worker` names this process.
     ///
+    /// What a crash of the machine may have left beside is found by [`Store::sweep_strays`], which takes longer, and
+    /// which may run while the store is in use.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
     pub async fn recover(&self, worker: u64) -> Result<Recovered> {
         let intents = self.sweep_intents(Timestamp(u64::MAX)).await?;
-        let strays = self.sweep_strays().await?;
         let jobs = self.take_over_jobs(worker).await?;
         Ok(Recovered {
-            blobs: intents.blobs + strays.blobs,
+            blobs: intents.blobs,
             jobs,
         })
     }
@@ -73,15 +86,16 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails; the rest is left for the next time.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails: the first error, after all that could be
+    /// swept was; the rest is left for the next time.
     pub async fn sweep(&self) -> Result<SweepReport> {
         let mut report = SweepReport::default();
-        self.sweep_discarded(&mut report).await?;
-        self.sweep_ended_uploads(&mut report).await?;
-        // Freeing a layout may make the one it borrowed from free.
-        while self.sweep_dead_layouts(&mut report).await? {}
-        self.sweep_discarded(&mut report).await?;
-        report.jobs += self.forget_jobs().await? as u64;
+        let discarded = self.sweep_discarded(&mut report).await;
+        let uploads = self.sweep_ended_uploads(&mut report).await;
+        let layouts = self.sweep_dead_layouts(&mut report).await;
+        let jobs = self.forget_jobs().await;
+        discarded.and(uploads).and(layouts)?;
+        report.jobs += jobs?;
         Ok(report)
     }
 
@@ -94,119 +108,140 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
+    /// As for [`Store::sweep`].
     pub async fn sweep_intents(&self, now: Timestamp) -> Result<SweepReport> {
         let mut report = SweepReport::default();
-        let mut range = Keys::intents();
-        loop {
-            let scan = Scan {
-                range: range.clone(),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, intent) in &page.rows {
-                range.start = behind(key);
-                let intent: IntentRecord = decode(intent)?;
+        let mut failed = Ok(());
+        let mut rows = Rows::of(Keys::intents());
+        while let Some(page) = rows.next(self).await? {
+            for (key, intent) in page {
+                let intent: IntentRecord = decode(&intent)?;
                 if intent.expires <= now {
-                    self.discard_blob(Keys::parse_blob(key)?, &mut report).await?;
+                    let discarded = self.discard_blob(Keys::parse_blob(&key)?, &mut report).await;
+                    failed = failed.and(discarded.map(|_| ()));
                 }
             }
-            if !page.more {
-                return Ok(report);
-            }
         }
+        failed.map(|()| report)
     }
 
     /// Deletes blobs that no row names: what a crash of the machine can leave.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
+    /// As for [`Store::sweep`].
     pub async fn sweep_strays(&self) -> Result<SweepReport> {
         let mut report = SweepReport::default();
+        let mut failed = Ok(());
         let mut after = None;
         loop {
             let blobs = self.core.blobs.list(after, STEP_ROWS).await?;
-            let Some(last) = blobs.last() else { return Ok(report) };
+            let Some(last) = blobs.last() else {
+                return failed.map(|()| report);
+            };
             after = Some(*last);
             // The rows are read after the listing: an intent is there before its blob is, and becomes a blob in use in
             // one step, so a blob that was listed and has neither row now has lost its intent for good.
             let mut txn = self.begin().await?;
             for id in blobs {
-                let named = txn.get(&Keys::blob(id)).await?.is_some() || txn.get(&Keys::intent(id)).await?.is_some();
-                if !named {
-                    self.core.blobs.delete(id).await?;
-                    report.blobs += 1;
+                if !is_named(&mut txn, id).await? {
+                    failed = failed.and(self.delete_stray(id, &mut report).await);
                 }
             }
         }
     }
 
-    async fn sweep_discarded(&self, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let next = self
-                .core
-                .discarded
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .pop();
-            let Some(blob) = next else { return Ok(()) };
-            self.discard_blob(blob, report).await?;
-        }
-    }
-
-    /// Removes the intent of `id`, and then the blob, unless it is in use.
-    async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<()> {
-        let unused = transact!(&self.core.kv, |txn| {
-            if txn.get(&Keys::blob(id)).await?.is_some() {
-                return Ok(false);
-            }
-            if txn.get(&Keys::intent(id)).await?.is_some() {
-                txn.delete(Keys::intent(id))?;
-            }
-            Ok(true)
-        });
-        if unused {
+    /// Deletes a blob that had no row, if it still has none: a replica may be writing it again.
+    async fn delete_stray(&self, id: BlobId, report: &mut SweepReport) -> Result<()> {
+        let Some(_claim) = self.core.writing.claim(id) else {
+            return Ok(());
+        };
+        if !is_named(&mut self.begin().await?, id).await? {
             self.core.blobs.delete(id).await?;
             report.blobs += 1;
         }
         Ok(())
     }
 
-    /// Goes once through the layouts to look at. Whether another round may find more.
-    async fn sweep_dead_layouts(&self, report: &mut SweepReport) -> Result<bool> {
-        let now = self.now();
-        let mut range = Keys::dead_layouts();
-        let before = report.layouts;
+    /// Goes once through the blobs that were given up.
+    async fn sweep_discarded(&self, report: &mut SweepReport) -> Result<()> {
+        let mut failed = Ok(());
+        let count = self.core.discarded().len();
+        for _ in 0..count {
+            let next = self.core.discarded().pop_front();
+            let Some(blob) = next else { break };
+            let discarded = self.discard_blob(blob, report).await;
+            if !matches!(discarded, Ok(true)) {
+                self.core.discarded().push_back(blob);
+            }
+            failed = failed.and(discarded.map(|_| ()));
+        }
+        failed
+    }
+
+    /// Dooms the intent of `id`, deletes the blob, and then the intent, unless it is in use. A crash in between leaves the
+    /// doomed intent. Whether that was all: while its layout is pinned, the blob has to wait.
+    async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<bool> {
+        let Some(_claim) = self.core.writing.claim(id) else {
+            return Ok(true); // Another attempt at it is under way, and will discard it itself.
+        };
+        if self.core.pins.is_pinned(id.owner) {
+            return Ok(false);
+        }
+        if self.doom(id).await? {
+            self.core.blobs.delete(id).await?;
+            report.blobs += 1;
+            transact!(&self.core.kv, |txn| {
+                txn.set_durability(Durability::Buffered);
+                txn.delete(Keys::intent(id))
+            });
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that no layout can take up blob `id`. Not if one has.
+    async fn doom(&self, id: BlobId) -> Result<bool> {
+        let doomed = transact!(&self.core.kv, |txn| {
+            txn.set_durability(Durability::Buffered);
+            if txn.get(&Keys::blob(id)).await?.is_some() {
+                return Ok(false);
+            }
+            if let Some(intent) = get::<IntentRecord>(&mut txn, &Keys::intent(id)).await?
+                && !intent.doomed
+            {
+                txn.put(Keys::intent(id), encode(&IntentRecord { doomed: true, ..intent }))?;
+            }
+            Ok(true)
+        });
+        Ok(doomed)
+    }
+
+    /// Frees what can be freed now; freeing a layout may make one it borrowed from free.
+    async fn sweep_dead_layouts(&self, report: &mut SweepReport) -> Result<()> {
         loop {
-            let scan = Scan {
-                range: range.clone(),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, dead) in &page.rows {
-                range.start = behind(key);
-                let dead: DeadLayout = decode(dead)?;
-                if dead.not_before <= now {
-                    self.sweep_layout(LayoutId(Keys::parse_last_id(key)?), report).await?;
+            let before = report.layouts;
+            let mut failed = Ok(());
+            let mut rows = Rows::of(Keys::dead_layouts());
+            while let Some(page) = rows.next(self).await? {
+                for (key, dead) in page {
+                    let dead: DeadLayout = decode(&dead)?;
+                    if dead.not_before <= self.now() {
+                        let layout = LayoutId(Keys::parse_last_id(&key)?);
+                        failed = failed.and(self.sweep_layout(layout, report).await);
+                    }
                 }
             }
-            if !page.more {
-                return Ok(report.layouts > before);
+            if report.layouts == before {
+                return failed;
             }
         }
     }
 
     async fn sweep_layout(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
-        if !self.core.pins.begin_sweep(layout) {
+        let Some(_claim) = self.core.pins.claim(layout) else {
             return Ok(()); // It is being read; its row brings it up again.
-        }
-        let swept = self.sweep_claimed(layout, report).await;
-        // Until its row is gone, whoever pins it can only have found it before; a dying layout is never found again.
-        self.core.pins.end_sweep(layout);
-        swept
+        };
+        self.sweep_claimed(layout, report).await
     }
 
     async fn sweep_claimed(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
@@ -251,23 +286,16 @@ impl Store {
     }
 
     async fn delete_blobs_of(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let scan = Scan {
-                range: Keys::blobs_of(layout),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, _) in &page.rows {
+        let mut rows = Rows::of(Keys::blobs_of(layout));
+        while let Some(page) = rows.next(self).await? {
+            let keys: Vec<Bytes> = page.into_iter().map(|(key, _)| key).collect();
+            for key in &keys {
                 self.core.blobs.delete(Keys::parse_blob(key)?).await?;
                 report.blobs += 1;
             }
-            self.delete_rows(page.rows.iter().map(|(key, _)| key.clone()).collect())
-                .await?;
-            if !page.more {
-                return Ok(());
-            }
+            self.delete_rows(&keys).await?;
         }
+        Ok(())
     }
 
     /// Ends the layout's borrowings; an owner that only this one kept is looked at next.
@@ -303,61 +331,59 @@ impl Store {
     }
 
     async fn sweep_ended_uploads(&self, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let scan = Scan {
-                range: Keys::ended_uploads(),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, ended) in &page.rows {
-                let upload = LayoutId(Keys::parse_last_id(key)?);
-                self.clear_parts(upload, &decode(ended)?, report).await?;
-                self.delete_rows(vec![key.clone()]).await?;
-            }
-            if !page.more {
-                return Ok(());
+        let mut failed = Ok(());
+        let mut rows = Rows::of(Keys::ended_uploads());
+        while let Some(page) = rows.next(self).await? {
+            for (key, ended) in page {
+                let upload = LayoutId(Keys::parse_last_id(&key)?);
+                // Somebody may complete it once more, and not yet know that it is done.
+                if !self.core.pins.is_pinned(upload) {
+                    let cleared = self.clear_parts(upload, &decode(&ended)?, report).await;
+                    failed = failed.and(match cleared {
+                        Ok(()) => self.delete_rows(&[key]).await,
+                        error => error,
+                    });
+                }
             }
         }
+        failed
     }
 
     /// Clears part records, and the blobs that the completed object does not use.
     async fn clear_parts(&self, upload: LayoutId, ended: &EndedUpload, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let scan = Scan {
-                range: Keys::parts(upload),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            let mut rows = Vec::new();
-            let mut unused = Vec::new();
-            for (key, part) in &page.rows {
-                rows.push(key.clone());
-                unused.extend(unused_blobs(upload, ended, parse_number(key)?.get(), &decode(part)?));
+        let mut rows = Rows::of(Keys::parts(upload));
+        while let Some(page) = rows.next(self).await? {
+            let mut cleared = Vec::new();
+            for (key, part) in page {
+                for blob in unused_blobs(upload, ended, parse_number(&key)?.get(), &decode(&part)?) {
+                    self.core.blobs.delete(blob).await?;
+                    report.blobs += 1;
+                    cleared.push(Keys::blob(blob));
+                }
+                cleared.push(key);
+                report.parts += 1;
             }
-            report.parts += rows.len() as u64;
-            for blob in &unused {
-                self.core.blobs.delete(*blob).await?;
-                report.blobs += 1;
-            }
-            rows.extend(unused.into_iter().map(Keys::blob));
-            self.delete_rows(rows).await?;
-            if !page.more {
-                return Ok(());
-            }
+            self.delete_rows(&cleared).await?;
         }
-    }
-
-    async fn delete_rows(&self, rows: Vec<Bytes>) -> Result<()> {
-        transact!(&self.core.kv, |txn| {
-            for row in &rows {
-                txn.delete(row.clone())?;
-            }
-            Ok(())
-        });
         Ok(())
     }
+
+    async fn delete_rows(&self, rows: &[Bytes]) -> Result<()> {
+        for batch in rows.chunks(DELETE_ROWS) {
+            transact!(&self.core.kv, |txn| {
+                for row in batch {
+                    txn.delete(row.clone())?;
+                }
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a row of the index names the blob.
+async fn is_named(txn: &mut Txn, id: BlobId) -> Result<bool> {
+    Ok(txn.get(&Keys::blob(id)).await?.is_some() || txn.get(&Keys::intent(id)).await?.is_some())
 }
 
 /// Blobs of a part that the completed object has no use for. An aborted upload keeps nothing, but its blobs go with its
@@ -383,8 +409,4 @@ fn unused_blobs(upload: LayoutId, ended: &EndedUpload, number: u16, part: &PartR
         Layout::Paged(paged) if !alone => paged.blobs.iter().filter(|id| id.owner == upload).copied().collect(),
         _ => Vec::new(),
     }
-}
-
-fn behind(key: &[u8]) -> Bytes {
-    [key, &[0]].concat().into()
 }

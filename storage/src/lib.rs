@@ -73,5 +73,5 @@ pub use self::{
         ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,
     },
     staging::{Content, ContentBuilder, Staging},
-    store::Store,
+    store::{Limits, Store},
 };
