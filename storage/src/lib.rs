@@ -41,6 +41,7 @@ pub mod clock;
 mod digest;
 mod error;
 mod gc;
+mod hashing;
 mod ingest;
 pub mod job;
 pub mod kv;
