@@ -40,6 +40,7 @@ mod bucket;
 pub mod clock;
 mod digest;
 mod error;
+pub mod fault;
 mod gc;
 mod hashing;
 mod ingest;
