@@ -42,12 +42,14 @@ impl Digests {
 }
 
 /// Digests in the making.
+#[derive(Debug)]
 pub(crate) struct Hasher {
     md5: Md5,
     checksums: Vec<(ChecksumAlgorithm, State)>,
     sha512: Option<Box<Sha512>>,
 }
 
+#[derive(Debug)]
 enum State {
     Crc {
         digest: Box<crc_fast::Digest>,

@@ -9,7 +9,8 @@ use crate::{
     blob::{Blob, BlobId, Blobs},
     error::{Error, ErrorKind, Result},
     layout::{Extent, Layout, LayoutCursor, Piece},
-    pin::Pin,
+    pin::LayoutPin,
+    schema::LayoutId,
 };
 
 /// Bytes that a stream reads at a time.
@@ -32,24 +33,29 @@ pub struct ObjectReader {
     /// The blob that was read last.
     open: Option<(BlobId, Arc<dyn Blob>)>,
     /// Keeps the object's blobs; staged content is kept by its owner.
-    _pin: Option<Arc<Pin>>,
+    pin: Option<Arc<LayoutPin>>,
 }
 
 impl ObjectReader {
-    pub(crate) fn new(blobs: Arc<dyn Blobs>, layout: Arc<Layout>, pin: Option<Arc<Pin>>) -> Self {
+    pub(crate) fn new(blobs: Arc<dyn Blobs>, layout: Arc<Layout>, pin: Option<Arc<LayoutPin>>) -> Self {
         let cursor = LayoutCursor::new(Arc::clone(&blobs), Arc::clone(&layout));
         Self {
             blobs,
             layout,
             cursor,
             open: None,
-            _pin: pin,
+            pin,
         }
     }
 
     /// The object's length in bytes.
     pub fn size(&self) -> u64 {
         self.layout.size()
+    }
+
+    /// Whether it reads the version with `layout`.
+    pub(crate) fn reads(&self, layout: LayoutId) -> bool {
+        self.pin.as_ref().is_some_and(|pin| pin.key() == layout)
     }
 
     /// What lies at `offset`, up to the end of its extent and at most `len_max` bytes; `None` from the end on.
