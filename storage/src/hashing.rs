@@ -92,7 +92,9 @@ mod tests {
             checksums: vec![crate::ChecksumAlgorithm::Crc64Nvme],
             sha512: true,
         };
-        let data: Bytes = (0_u32..1_500_000).map(|n| (n.wrapping_mul(n) >> 7).to_le_bytes()[0]).collect();
+        let data: Bytes = (0_u32..1_500_000)
+            .map(|n| (n.wrapping_mul(n) >> 7).to_le_bytes()[0])
+            .collect();
         let mut whole = Hasher::new(&set);
         whole.update(&data);
         let whole = whole.finish();

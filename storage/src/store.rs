@@ -12,10 +12,9 @@ use crate::{
     blob::{BLOB_LEN_MAX, BlobId, Blobs},
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
-    job::JobRecord,
     kv::{Kv, Txn, transact},
     pin::Pins,
-    schema::{FORMAT_VERSION, Keys, LayoutId},
+    schema::{FORMAT_VERSION, JobId, Keys, LayoutId},
 };
 
 /// Job events that a slow listener may fall behind before it misses some.
@@ -69,7 +68,7 @@ pub(crate) struct Core {
     /// There is a job to do.
     pub(crate) queued: Notify,
     /// Jobs as they change.
-    pub(crate) job_events: broadcast::Sender<JobRecord>,
+    pub(crate) job_events: broadcast::Sender<JobId>,
 }
 
 impl Store {
