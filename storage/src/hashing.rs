@@ -55,7 +55,9 @@ impl Hashing {
             let batch = std::mem::take(&mut self.batch);
             self.batch_len = 0;
             self.state = State::Away(spawn_blocking(move || {
-                batch.iter().for_each(|piece| hasher.update(piece));
+                for piece in &batch {
+                    hasher.update(piece);
+                }
                 hasher
             }));
         }

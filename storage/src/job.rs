@@ -442,7 +442,9 @@ impl Store {
 
     /// These jobs have been committed to the queue, some of them perhaps before.
     pub(crate) fn queued(&self, jobs: &[JobId]) {
-        jobs.iter().for_each(|id| self.tell(*id));
+        for id in jobs {
+            self.tell(*id);
+        }
         if !jobs.is_empty() {
             self.core.queued.notify_waiters();
         }

@@ -524,7 +524,9 @@ async fn digest_parts(txn: &mut Txn, id: LayoutId, parts: &[Part]) -> Result<[u8
     let mut digest = Sha256::new();
     let mut rows = ChosenRows::of(id, parts);
     while let Some(page) = rows.next_in(txn).await? {
-        page.iter().for_each(|row| digest.update(row));
+        for row in &page {
+            digest.update(row);
+        }
     }
     Ok(digest.finalize().into())
 }

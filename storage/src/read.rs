@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// Bytes that a stream reads at a time.
-const CHUNK_LEN: u64 = 512 << 10;
+const CHUNK_LEN: u64 = ZEROS.len() as u64;
 /// Chunks that a stream reads ahead of its consumer.
 const READ_AHEAD: usize = 2;
 
 /// As many as a chunk, so that holes are streamed without being made.
-static ZEROS: [u8; CHUNK_LEN as usize] = [0; CHUNK_LEN as usize];
+static ZEROS: [u8; 512 << 10] = [0; 512 << 10];
 
 /// The bytes of an object, in order.
 pub type ReadStream = BoxStream<'static, Result<Bytes>>;
