@@ -68,7 +68,7 @@ pub(crate) fn new_object(content: Content, etag: String) -> NewObject {
     NewObject {
         content,
         etag,
-        headers: Default::default(),
+        headers: lithos_storage::ContentHeaders::default(),
         metadata: BTreeMap::new(),
         tags: Tags::new(),
         checksum: None,
