@@ -18,7 +18,7 @@ mod wire;
 use std::sync::Arc;
 
 use s3s::{
-    S3, S3Request, S3Response, S3Result,
+    S3, S3Error, S3Request, S3Response, S3Result,
     config::{S3Config, StaticConfigProvider},
     dto,
     host::MultiDomain,
@@ -82,6 +82,18 @@ struct Gateway {
     app: SharedApp,
 }
 
+/// Puts the request's id into an error, and takes out of its message what XML cannot hold: it may name a key.
+fn finish(mut error: S3Error, id: Option<RequestId>) -> S3Error {
+    if let Some(RequestId(id)) = id {
+        error.set_request_id(id);
+    }
+    if let Some(message) = error.message().filter(|message| message.contains(char::is_control)) {
+        let message = message.replace(char::is_control, "\u{fffd}");
+        error.set_message(message);
+    }
+    error
+}
+
 /// Calls the function of an operation, and puts the request's id into its error.
 macro_rules! operations {
     ($($name:ident($input:ident) -> $output:ident = $function:path;)*) => {
@@ -94,12 +106,7 @@ macro_rules! operations {
             $(
                 async fn $name(&self, request: S3Request<dto::$input>) -> S3Result<S3Response<dto::$output>> {
                     let id = request.extensions.get::<RequestId>().cloned();
-                    $function(&self.app, request).await.map_err(|mut error| {
-                        if let Some(RequestId(id)) = id {
-                            error.set_request_id(id);
-                        }
-                        error
-                    })
+                    $function(&self.app, request).await.map_err(|error| finish(error, id))
                 }
             )*
         }
