@@ -172,7 +172,9 @@ pub(crate) fn combine_checksums(
         }
         _ => {
             let mut state = State::new(algorithm);
-            values.iter().for_each(|(value, _)| state.update(value));
+            for (value, _) in &values {
+                state.update(value);
+            }
             let value = format!("{}-{}", state.finish(), parts.len());
             Ok(Some(Checksum {
                 algorithm,

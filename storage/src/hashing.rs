@@ -55,7 +55,9 @@ impl Hashing {
             let batch = std::mem::take(&mut self.batch);
             self.batch_len = 0;
             self.state = State::Away(spawn_blocking(move || {
-                batch.iter().for_each(|piece| hasher.update(piece));
+                for piece in batch {
+                    hasher.update(&piece);
+                }
                 hasher
             }));
         }
@@ -69,7 +71,9 @@ impl Hashing {
     /// As for [`Hashing::update`].
     pub(crate) async fn finish(mut self) -> Result<Digests> {
         let mut hasher = self.hasher().await?;
-        self.batch.iter().for_each(|piece| hasher.update(piece));
+        for piece in &self.batch {
+            hasher.update(piece);
+        }
         Ok(hasher.finish())
     }
 
@@ -92,7 +96,9 @@ mod tests {
             checksums: vec![crate::ChecksumAlgorithm::Crc64Nvme],
             sha512: true,
         };
-        let data: Bytes = (0_u32..1_500_000).map(|n| (n * n >> 7).to_le_bytes()[0]).collect();
+        let data: Bytes = (0_u32..1_500_000)
+            .map(|n| (n.wrapping_mul(n) >> 7).to_le_bytes()[0])
+            .collect();
         let mut whole = Hasher::new(&set);
         whole.update(&data);
         let whole = whole.finish();
