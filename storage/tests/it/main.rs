@@ -1,5 +1,12 @@
 //! The store through its public items, against models, faults and itself.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may stop at the first surprise: that is its job"
+)]
+
 mod concurrency;
 mod crash;
 mod ingest;
