@@ -42,12 +42,14 @@ impl Digests {
 }
 
 /// Digests in the making.
+#[derive(Debug)]
 pub(crate) struct Hasher {
     md5: Md5,
     checksums: Vec<(ChecksumAlgorithm, State)>,
     sha512: Option<Box<Sha512>>,
 }
 
+#[derive(Debug)]
 enum State {
     Crc {
         digest: Box<crc_fast::Digest>,
@@ -170,7 +172,9 @@ pub(crate) fn combine_checksums(
         }
         _ => {
             let mut state = State::new(algorithm);
-            values.iter().for_each(|(value, _)| state.update(value));
+            for (value, _) in &values {
+                state.update(value);
+            }
             let value = format!("{}-{}", state.finish(), parts.len());
             Ok(Some(Checksum {
                 algorithm,

@@ -5,11 +5,19 @@
 //!
 //! | what | found by | done |
 //! | --- | --- | --- |
-//! | blobs given up by their writer, or replaced | a list in memory; after a crash as strays | intent marked as dropped, the blob deleted, the intent removed |
+//! | blobs given up by their writer, or replaced | a list in memory; after a crash by their intents | intent marked as dropped, blob, intent |
 //! | layouts released by a delete or a replacement | rows of table `D` | blobs, then rows |
 //! | parts of an upload that ended | rows of table `E` | left-out parts' blobs, then part records |
 //! | intents that expired | rows of table `I` | as a blob given up |
-//! | blobs that no row names (a crash before the intent was synced) | listing the blobs | deleted |
+//! | blobs that no row names (a crash of the machine before the intent was synced) | listing the blobs | deleted |
+//!
+//! # Against what is going on
+//!
+//! - A layout that is being read, or whose upload is being completed, is pinned; neither it nor a blob of it that was
+//!   given up is touched meanwhile.
+//! - Names are never used again, except by a replica: its writers and the sweep keep off each other by the intent, which
+//!   stays, as one that is being dropped, until the blob has gone.
+//! - What fails is left for the next time, and all else goes on: one damaged folder must not fill the disk.
 
 use bytes::Bytes;
 
@@ -17,9 +25,10 @@ use crate::{
     blob::BlobId,
     clock::Timestamp,
     error::Result,
-    kv::{Durability, Order, Scan, transact},
+    kv::{Durability, Order, Scan, Txn, transact},
     layout::Layout,
     multipart::parse_number,
+    rows::Rows,
     schema::{
         DeadLayout, EndedUpload, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord,
         decode, encode,
@@ -28,8 +37,10 @@ use crate::{
     store::Store,
 };
 
-/// Rows that one step of the sweep takes.
+/// Blobs that are listed at a time.
 const STEP_ROWS: usize = 128;
+/// Rows that one transaction of the sweep deletes: each part of a step may bring the rows of its blobs with it.
+const DELETE_ROWS: usize = 1024;
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,6 +69,9 @@ impl Store {
     /// have arrived from another server stay, for that server to go on where it was cut off. Only for engines that one
     /// process has at a time, and before anything else is done; `worker` names this process.
     ///
+    /// What a crash of the machine may have left beside is found by [`Store::sweep_strays`], which takes longer, and
+    /// which may run while the store is in use.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
@@ -68,10 +82,9 @@ impl Store {
             IntentStage::Writing | IntentStage::Dropped => true,
         };
         let intents = self.sweep_intents_where(left).await?;
-        let strays = self.sweep_strays().await?;
         let jobs = self.take_over_jobs(worker).await?;
         Ok(Recovered {
-            blobs: intents.blobs + strays.blobs,
+            blobs: intents.blobs,
             jobs,
         })
     }
@@ -80,15 +93,16 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails; the rest is left for the next time.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails: the first error, after all that could be
+    /// swept was; the rest is left for the next time.
     pub async fn sweep(&self) -> Result<SweepReport> {
         let mut report = SweepReport::default();
-        self.sweep_discarded(&mut report).await?;
-        self.sweep_ended_uploads(&mut report).await?;
-        // Freeing a layout may make the one it borrowed from free.
-        while self.sweep_dead_layouts(&mut report).await? {}
-        self.sweep_discarded(&mut report).await?;
-        report.jobs += self.forget_jobs().await? as u64;
+        let discarded = self.sweep_discarded(&mut report).await;
+        let uploads = self.sweep_ended_uploads(&mut report).await;
+        let layouts = self.sweep_dead_layouts(&mut report).await;
+        let jobs = self.forget_jobs().await;
+        discarded.and(uploads).and(layouts)?;
+        report.jobs += jobs?;
         Ok(report)
     }
 
@@ -101,81 +115,97 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
+    /// As for [`Store::sweep`].
     pub async fn sweep_intents(&self, now: Timestamp) -> Result<SweepReport> {
         self.sweep_intents_where(|intent| intent.expires <= now).await
     }
 
     async fn sweep_intents_where(&self, given_up: impl Fn(&IntentRecord) -> bool) -> Result<SweepReport> {
         let mut report = SweepReport::default();
-        let mut range = Keys::intents();
-        loop {
-            let scan = Scan {
-                range: range.clone(),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, intent) in &page.rows {
-                range.start = behind(key);
-                let intent: IntentRecord = decode(intent)?;
+        let mut failed = Ok(());
+        let mut rows = Rows::of(Keys::intents());
+        while let Some(page) = rows.next(self).await? {
+            for (key, intent) in page {
+                let intent: IntentRecord = decode(&intent)?;
                 if given_up(&intent) {
-                    self.discard_blob(Keys::parse_blob(key)?, &mut report).await?;
+                    let discarded = self.discard_blob(Keys::parse_blob(&key)?, &mut report).await;
+                    failed = failed.and(discarded.map(|_| ()));
                 }
             }
-            if !page.more {
-                return Ok(report);
-            }
         }
+        failed.map(|()| report)
     }
 
     /// Deletes blobs that no row names: what a crash of the machine can leave.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
+    /// As for [`Store::sweep`].
     pub async fn sweep_strays(&self) -> Result<SweepReport> {
         let mut report = SweepReport::default();
+        let mut failed = Ok(());
         let mut after = None;
         loop {
             let blobs = self.core.blobs.list(after, STEP_ROWS).await?;
-            let Some(last) = blobs.last() else { return Ok(report) };
+            let Some(last) = blobs.last() else {
+                return failed.map(|()| report);
+            };
             after = Some(*last);
             // The rows are read after the listing: an intent is there before its blob is, and becomes a blob in use in
             // one step, so a blob that was listed and has neither row now has lost its intent for good.
             let mut txn = self.begin().await?;
             for id in blobs {
-                let named = txn.get(&Keys::blob(id)).await?.is_some() || txn.get(&Keys::intent(id)).await?.is_some();
-                if !named {
-                    self.discard_blob(id, &mut report).await?;
+                if !is_named(&mut txn, id).await? {
+                    let discarded = self.discard_blob(id, &mut report).await;
+                    failed = failed.and(discarded.map(|_| ()));
                 }
             }
         }
     }
 
+    /// Goes once through the blobs that were given up.
     async fn sweep_discarded(&self, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let next = self
-                .core
-                .discarded
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .pop();
-            let Some(blob) = next else { return Ok(()) };
-            self.discard_blob(blob, report).await?;
+        let mut failed = Ok(());
+        let count = self.core.discarded().len();
+        for _ in 0..count {
+            let next = self.core.discarded().pop_front();
+            let Some(blob) = next else { break };
+            let discarded = self.discard_blob(blob, report).await;
+            if !matches!(discarded, Ok(true)) {
+                self.core.discarded().push_back(blob);
+            }
+            failed = failed.and(discarded.map(|_| ()));
         }
+        failed
     }
 
-    /// Drops the blob `id`, unless it is in use. The name of a blob that another server sends may come again at any time,
-    /// so its intent stays, as one that is being dropped, until the blob is gone. No step needs a sync: a crash leaves the
-    /// intent in one form or the other, or none, and the next start drops the blob for each.
-    async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<()> {
-        let _alone = self.core.dropping.lock().await;
+    /// Drops the blob `id`, unless it is in use: marks its intent, deletes the blob, and then the intent. A crash in between
+    /// leaves the mark, so no step needs a sync. Whether that was all: while its layout is pinned, the blob has to wait.
+    async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<bool> {
+        let Some(_claim) = self.core.dropping.claim(id) else {
+            return Ok(true); // Somebody else is about it.
+        };
+        if self.core.pins.is_pinned(id.owner) {
+            return Ok(false);
+        }
+        if self.mark_dropped(id).await? {
+            self.core.blobs.delete(id).await?;
+            report.blobs += 1;
+            transact!(&self.core.kv, |txn| {
+                txn.set_durability(Durability::Buffered);
+                txn.delete(Keys::intent(id))
+            });
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that no layout can take up blob `id`, and that nobody begins to write it. Not if a layout has it.
+    async fn mark_dropped(&self, id: BlobId) -> Result<bool> {
         let dropped = encode(&IntentRecord {
             expires: Timestamp(0),
             stage: IntentStage::Dropped,
         });
-        let unused = transact!(&self.core.kv, |txn| {
+        let marked = transact!(&self.core.kv, |txn| {
             txn.set_durability(Durability::Buffered);
             if txn.get(&Keys::blob(id)).await?.is_some() {
                 return Ok(false);
@@ -183,51 +213,35 @@ impl Store {
             txn.put(Keys::intent(id), dropped.clone())?;
             Ok(true)
         });
-        if !unused {
-            return Ok(());
-        }
-        self.core.blobs.delete(id).await?;
-        transact!(&self.core.kv, |txn| {
-            txn.set_durability(Durability::Buffered);
-            txn.delete(Keys::intent(id))
-        });
-        report.blobs += 1;
-        Ok(())
+        Ok(marked)
     }
 
-    /// Goes once through the layouts to look at. Whether another round may find more.
-    async fn sweep_dead_layouts(&self, report: &mut SweepReport) -> Result<bool> {
-        let now = self.now();
-        let mut range = Keys::dead_layouts();
-        let before = report.layouts;
+    /// Frees what can be freed now; freeing a layout may make one it borrowed from free.
+    async fn sweep_dead_layouts(&self, report: &mut SweepReport) -> Result<()> {
         loop {
-            let scan = Scan {
-                range: range.clone(),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, dead) in &page.rows {
-                range.start = behind(key);
-                let dead: DeadLayout = decode(dead)?;
-                if dead.not_before <= now {
-                    self.sweep_layout(LayoutId(Keys::parse_last_id(key)?), report).await?;
+            let before = report.layouts;
+            let mut failed = Ok(());
+            let mut rows = Rows::of(Keys::dead_layouts());
+            while let Some(page) = rows.next(self).await? {
+                for (key, dead) in page {
+                    let dead: DeadLayout = decode(&dead)?;
+                    if dead.not_before <= self.now() {
+                        let layout = LayoutId(Keys::parse_last_id(&key)?);
+                        failed = failed.and(self.sweep_layout(layout, report).await);
+                    }
                 }
             }
-            if !page.more {
-                return Ok(report.layouts > before);
+            if report.layouts == before {
+                return failed;
             }
         }
     }
 
     async fn sweep_layout(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
-        if !self.core.pins.begin_sweep(layout) {
+        let Some(_claim) = self.core.pins.claim(layout) else {
             return Ok(()); // It is being read; its row brings it up again.
-        }
-        let swept = self.sweep_claimed(layout, report).await;
-        // Until its row is gone, whoever pins it can only have found it before; a dying layout is never found again.
-        self.core.pins.end_sweep(layout);
-        swept
+        };
+        self.sweep_claimed(layout, report).await
     }
 
     async fn sweep_claimed(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
@@ -272,23 +286,16 @@ impl Store {
     }
 
     async fn delete_blobs_of(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let scan = Scan {
-                range: Keys::blobs_of(layout),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, _) in &page.rows {
+        let mut rows = Rows::of(Keys::blobs_of(layout));
+        while let Some(page) = rows.next(self).await? {
+            let keys: Vec<Bytes> = page.into_iter().map(|(key, _)| key).collect();
+            for key in &keys {
                 self.core.blobs.delete(Keys::parse_blob(key)?).await?;
                 report.blobs += 1;
             }
-            self.delete_rows(page.rows.iter().map(|(key, _)| key.clone()).collect())
-                .await?;
-            if !page.more {
-                return Ok(());
-            }
+            self.delete_rows(&keys).await?;
         }
+        Ok(())
     }
 
     /// Ends the layout's borrowings; an owner that only this one kept is looked at next.
@@ -324,61 +331,59 @@ impl Store {
     }
 
     async fn sweep_ended_uploads(&self, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let scan = Scan {
-                range: Keys::ended_uploads(),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            for (key, ended) in &page.rows {
-                let upload = LayoutId(Keys::parse_last_id(key)?);
-                self.clear_parts(upload, &decode(ended)?, report).await?;
-                self.delete_rows(vec![key.clone()]).await?;
-            }
-            if !page.more {
-                return Ok(());
+        let mut failed = Ok(());
+        let mut rows = Rows::of(Keys::ended_uploads());
+        while let Some(page) = rows.next(self).await? {
+            for (key, ended) in page {
+                let upload = LayoutId(Keys::parse_last_id(&key)?);
+                // Somebody may complete it once more, and not yet know that it is done.
+                if !self.core.pins.is_pinned(upload) {
+                    let cleared = self.clear_parts(upload, &decode(&ended)?, report).await;
+                    failed = failed.and(match cleared {
+                        Ok(()) => self.delete_rows(&[key]).await,
+                        error => error,
+                    });
+                }
             }
         }
+        failed
     }
 
     /// Clears part records, and the blobs that the completed object does not use.
     async fn clear_parts(&self, upload: LayoutId, ended: &EndedUpload, report: &mut SweepReport) -> Result<()> {
-        loop {
-            let scan = Scan {
-                range: Keys::parts(upload),
-                limit: STEP_ROWS,
-                order: Order::Ascending,
-            };
-            let page = self.begin().await?.scan(&scan).await?;
-            let mut rows = Vec::new();
-            let mut unused = Vec::new();
-            for (key, part) in &page.rows {
-                rows.push(key.clone());
-                unused.extend(unused_blobs(upload, ended, parse_number(key)?.get(), &decode(part)?));
+        let mut rows = Rows::of(Keys::parts(upload));
+        while let Some(page) = rows.next(self).await? {
+            let mut cleared = Vec::new();
+            for (key, part) in page {
+                for blob in unused_blobs(upload, ended, parse_number(&key)?.get(), &decode(&part)?) {
+                    self.core.blobs.delete(blob).await?;
+                    report.blobs += 1;
+                    cleared.push(Keys::blob(blob));
+                }
+                cleared.push(key);
+                report.parts += 1;
             }
-            report.parts += rows.len() as u64;
-            for blob in &unused {
-                self.core.blobs.delete(*blob).await?;
-                report.blobs += 1;
-            }
-            rows.extend(unused.into_iter().map(Keys::blob));
-            self.delete_rows(rows).await?;
-            if !page.more {
-                return Ok(());
-            }
+            self.delete_rows(&cleared).await?;
         }
-    }
-
-    async fn delete_rows(&self, rows: Vec<Bytes>) -> Result<()> {
-        transact!(&self.core.kv, |txn| {
-            for row in &rows {
-                txn.delete(row.clone())?;
-            }
-            Ok(())
-        });
         Ok(())
     }
+
+    async fn delete_rows(&self, rows: &[Bytes]) -> Result<()> {
+        for batch in rows.chunks(DELETE_ROWS) {
+            transact!(&self.core.kv, |txn| {
+                for row in batch {
+                    txn.delete(row.clone())?;
+                }
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a row of the index names the blob.
+async fn is_named(txn: &mut Txn, id: BlobId) -> Result<bool> {
+    Ok(txn.get(&Keys::blob(id)).await?.is_some() || txn.get(&Keys::intent(id)).await?.is_some())
 }
 
 /// Blobs of a part that the completed object has no use for. An aborted upload keeps nothing, but its blobs go with its
@@ -404,8 +409,4 @@ fn unused_blobs(upload: LayoutId, ended: &EndedUpload, number: u16, part: &PartR
         Layout::Paged(paged) if !alone => paged.blobs.iter().filter(|id| id.owner == upload).copied().collect(),
         _ => Vec::new(),
     }
-}
-
-fn behind(key: &[u8]) -> Bytes {
-    [key, &[0]].concat().into()
 }

@@ -1,23 +1,25 @@
 //! One pass over a body: digests, zero runs, blobs, layout.
 //!
 //! The body is cut into grains of 64 KiB. A grain of zeros becomes an extent of zeros and is not stored; other bytes
-//! are appended to a blob, a new one every [`BLOB_LEN_MAX`] bytes, sealed while the next is being written. Digests are
-//! computed on a thread of their own behind a bounded queue, so that hashing, writing and receiving overlap. A body of at
-//! most 4 KiB is kept in the layout itself and needs no blob.
+//! are appended to a blob, a new one whenever it is full, sealed while the next is being written. Digests are computed
+//! beside, so that hashing, writing and receiving overlap. A body of at most 4 KiB is kept in the layout itself and needs
+//! no blob.
 //!
-//! Memory is bounded per body: [`HASH_QUEUE_LEN`] chunks on their way to the hashing thread, one grain, and what the
-//! blob's writer buffers. Dropping the future, or an error, discards everything that was written.
+//! Memory is bounded per body, whatever the size of the chunks it comes in: the chunk in hand, one grain, and what
+//! hashing and the blob's writer hold, each two buffers of 256 KiB; so about 1.1 MiB. Dropping the future, or an error,
+//! discards everything that was written.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::{
-    blob::{BLOB_LEN_MAX, BlobId, BlobWriter},
-    digest::{DigestSet, Digests, Hasher},
+    blob::{BlobId, BlobWriter},
+    digest::{DigestSet, Digests},
     error::{Error, ErrorKind, Result},
+    hashing::Hashing,
     layout::{Extent, LayoutBuilder, Piece},
     schema::LayoutId,
     staging::{Content, Staging},
@@ -26,10 +28,8 @@ use crate::{
 
 /// The unit in which zeros are looked for. Clusters and blocks of disk images are multiples of it, or divide it.
 const GRAIN_LEN: usize = 64 << 10;
-/// Bodies up to this length are hashed in place: a thread would cost more than it saves.
-const HASH_INLINE_MAX: u64 = 256 << 10;
-/// Chunks that wait to be hashed.
-const HASH_QUEUE_LEN: usize = 4;
+/// Larger chunks of a body are taken in pieces of this length.
+const CHUNK_LEN_MAX: usize = 256 << 10;
 /// Bodies up to this length are kept in the layout.
 const INLINE_LEN_MAX: u64 = crate::layout::INLINE_LEN_MAX;
 
@@ -74,8 +74,10 @@ impl Store {
         let mut ingest = Ingest::new(Staging::new(Arc::clone(&self.core), owner), &options);
         let mut body = std::pin::pin!(body);
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|e| Error::new(ErrorKind::BodyFailed, "the body broke off").caused_by(e))?;
-            ingest.push(chunk).await?;
+            let mut chunk = chunk.map_err(|e| Error::new(ErrorKind::BodyFailed, "the body broke off").caused_by(e))?;
+            while !chunk.is_empty() {
+                ingest.push(chunk.split_to(chunk.len().min(CHUNK_LEN_MAX))).await?;
+            }
         }
         ingest.finish().await
     }
@@ -96,7 +98,7 @@ impl Ingest {
         Self {
             options: options.clone(),
             len: 0,
-            hashing: Hashing::Here(Box::new(Hasher::new(&options.digests))),
+            hashing: Hashing::new(&options.digests),
             grain: BytesMut::new(),
             sink: Sink {
                 staging,
@@ -110,7 +112,7 @@ impl Ingest {
     async fn push(&mut self, chunk: Bytes) -> Result<()> {
         self.len = self.len.saturating_add(chunk.len() as u64);
         self.check_len()?;
-        self.hashing.update(&chunk, self.len).await?;
+        self.hashing.update(chunk.clone()).await?;
         self.cut(chunk).await
     }
 
@@ -210,8 +212,9 @@ impl Sink {
     }
 
     async fn append(&mut self, mut data: Bytes) -> Result<()> {
+        let blob_len_max = self.staging.limits().blob_len_max;
         while !data.is_empty() {
-            if self.blob.as_ref().is_some_and(|(_, _, len)| *len >= BLOB_LEN_MAX) {
+            if self.blob.as_ref().is_some_and(|(_, _, len)| *len >= blob_len_max) {
                 self.roll_over().await?;
             }
             if self.blob.is_none() {
@@ -219,7 +222,7 @@ impl Sink {
                 self.blob = Some((id, writer, 0));
             }
             let (id, writer, written) = self.blob.as_mut().expect("a blob was just made");
-            let room = usize::try_from(BLOB_LEN_MAX.saturating_sub(*written)).unwrap_or(usize::MAX);
+            let room = usize::try_from(blob_len_max.saturating_sub(*written)).unwrap_or(usize::MAX);
             let part = data.split_to(data.len().min(room));
             let piece = Piece {
                 len: part.len() as u64,
@@ -239,16 +242,14 @@ impl Sink {
     async fn roll_over(&mut self) -> Result<()> {
         self.await_sealing().await?;
         if let Some((id, writer, _)) = self.blob.take() {
-            self.sealing = Some((id, tokio::spawn(writer.seal())));
+            self.sealing = Some((id, self.staging.start_seal(id, writer)));
         }
         Ok(())
     }
 
     async fn await_sealing(&mut self) -> Result<()> {
         if let Some((id, sealing)) = self.sealing.take() {
-            let len = sealing
-                .await
-                .map_err(|e| Error::new(ErrorKind::Io, "sealing a blob was cut off").caused_by(e))??;
+            let len = sealing.await??;
             self.staging.sealed(id, len);
         }
         Ok(())
@@ -263,62 +264,6 @@ impl Sink {
             staging: self.staging,
         })
     }
-}
-
-/// Where the digests are computed.
-enum Hashing {
-    Here(Box<Hasher>),
-    Thread {
-        chunks: mpsc::Sender<Bytes>,
-        digests: JoinHandle<Digests>,
-    },
-    Moving,
-}
-
-impl Hashing {
-    async fn update(&mut self, chunk: &Bytes, total: u64) -> Result<()> {
-        if total > HASH_INLINE_MAX {
-            self.move_to_thread();
-        }
-        match self {
-            Self::Here(hasher) => hasher.update(chunk),
-            Self::Thread { chunks, .. } => chunks.send(chunk.clone()).await.map_err(|_| stopped())?,
-            Self::Moving => return Err(stopped()),
-        }
-        Ok(())
-    }
-
-    fn move_to_thread(&mut self) {
-        let hashing = match std::mem::replace(self, Self::Moving) {
-            Self::Here(mut hasher) => {
-                let (chunks, mut queue) = mpsc::channel::<Bytes>(HASH_QUEUE_LEN);
-                let digests = tokio::task::spawn_blocking(move || {
-                    while let Some(chunk) = queue.blocking_recv() {
-                        hasher.update(&chunk);
-                    }
-                    hasher.finish()
-                });
-                Self::Thread { chunks, digests }
-            }
-            other => other,
-        };
-        *self = hashing;
-    }
-
-    async fn finish(self) -> Result<Digests> {
-        match self {
-            Self::Here(hasher) => Ok(hasher.finish()),
-            Self::Thread { chunks, digests } => {
-                drop(chunks);
-                digests.await.map_err(|e| stopped().caused_by(e))
-            }
-            Self::Moving => Err(stopped()),
-        }
-    }
-}
-
-fn stopped() -> Error {
-    Error::new(ErrorKind::Io, "the hashing thread has stopped")
 }
 
 fn first_grain(bytes: &[u8]) -> &[u8] {

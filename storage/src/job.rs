@@ -13,6 +13,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     kv::{Durability, Order, SCAN_ROWS_MAX, Scan, Txn, transact},
+    rows::Rows,
     schema::{JobId, Keys, decode, encode},
     staging::get,
     store::Store,
@@ -176,7 +177,7 @@ impl Store {
     /// [`ErrorKind::TooLarge`] if its payload is; [`ErrorKind::Io`] if the index fails.
     pub async fn queue_job(&self, job: NewJob) -> Result<JobId> {
         let id = transact!(&self.core.kv, |txn| { enqueue(&mut txn, self.now(), job.clone()) });
-        self.core.queued.notify_waiters();
+        self.queued(&[id]);
         Ok(id)
     }
 
@@ -211,7 +212,7 @@ impl Store {
             Ok(Some(job))
         });
         Ok(job.map(|job| {
-            self.tell(&job);
+            self.tell(job.id);
             Lease { job }
         }))
     }
@@ -232,7 +233,7 @@ impl Store {
             put_job(&mut txn, self.now(), &mut job)?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         Ok(())
     }
 
@@ -255,7 +256,7 @@ impl Store {
             finish(&mut txn, now, &mut job, state, message, due)?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         if job.state == JobState::Queued {
             self.core.queued.notify_waiters();
         }
@@ -287,7 +288,7 @@ impl Store {
             )?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         Ok(job)
     }
 
@@ -306,10 +307,12 @@ impl Store {
                 ));
             }
             let now = self.now();
+            job.stage.clear();
+            job.done = 0;
             finish(&mut txn, now, &mut job, JobState::Queued, String::new(), Some(now))?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         self.core.queued.notify_waiters();
         Ok(job)
     }
@@ -346,8 +349,8 @@ impl Store {
         page.rows.iter().map(|(_, job)| decode(job)).collect()
     }
 
-    /// Jobs as they change from now on.
-    pub fn watch_jobs(&self) -> tokio::sync::broadcast::Receiver<JobRecord> {
+    /// Jobs that are queued or change from now on; a job that brings about others is not done before they are told.
+    pub fn watch_jobs(&self) -> tokio::sync::broadcast::Receiver<JobId> {
         self.core.job_events.subscribe()
     }
 
@@ -382,26 +385,14 @@ impl Store {
     pub async fn take_over_jobs(&self, worker: u64) -> Result<usize> {
         let now = self.now();
         let mut taken = 0;
-        let mut range = Keys::queued_jobs();
-        loop {
-            let page = self
-                .begin()
-                .await?
-                .scan(&Scan {
-                    range: range.clone(),
-                    limit: 128,
-                    order: Order::Ascending,
-                })
-                .await?;
-            for (key, _) in &page.rows {
-                range.start = [&key[..], &[0]].concat().into();
-                let id = JobId(Keys::parse_last_id(key)?);
+        let mut rows = Rows::of(Keys::queued_jobs());
+        while let Some(page) = rows.next(self).await? {
+            for (key, _) in page {
+                let id = JobId(Keys::parse_last_id(&key)?);
                 taken += usize::from(self.take_over_job(id, worker, now).await?);
             }
-            if !page.more {
-                return Ok(taken);
-            }
         }
+        Ok(taken)
     }
 
     async fn take_over_job(&self, id: JobId, worker: u64, now: Timestamp) -> Result<bool> {
@@ -418,34 +409,50 @@ impl Store {
     }
 
     /// Forgets jobs that finished long ago. Returns how many.
-    pub(crate) async fn forget_jobs(&self) -> Result<usize> {
+    pub(crate) async fn forget_jobs(&self) -> Result<u64> {
         let oldest = Timestamp(self.now().0.saturating_sub(KEEP_MILLIS));
         let mut range = Keys::jobs();
         range.end = Keys::job(JobId::first_at(oldest));
-        let forgotten = transact!(&self.core.kv, |txn| {
-            let page = txn
-                .scan(&Scan {
-                    range: range.clone(),
-                    limit: 256,
-                    order: Order::Ascending,
-                })
-                .await?;
-            let mut forgotten = 0;
-            for (key, job) in page.rows {
+        let mut forgotten = 0;
+        let mut rows = Rows::of(range);
+        while let Some(page) = rows.next(self).await? {
+            for (_, job) in page {
                 let job: JobRecord = decode(&job)?;
-                if job.state.is_finished() && job.updated < oldest {
-                    txn.delete(key)?;
-                    forgotten += 1;
+                if is_forgettable(&job, oldest) {
+                    forgotten += u64::from(self.forget_job(job.id, oldest).await?);
                 }
             }
-            Ok(forgotten)
+        }
+        Ok(forgotten)
+    }
+
+    async fn forget_job(&self, id: JobId, oldest: Timestamp) -> Result<bool> {
+        let forgotten = transact!(&self.core.kv, |txn| {
+            // It may have been tried again since.
+            let job: Option<JobRecord> = get(&mut txn, &Keys::job(id)).await?;
+            let forgettable = job.is_some_and(|job| is_forgettable(&job, oldest));
+            if forgettable {
+                txn.set_durability(Durability::Buffered);
+                txn.delete(Keys::job(id))?;
+            }
+            Ok(forgettable)
         });
         Ok(forgotten)
     }
 
-    fn tell(&self, job: &JobRecord) {
+    /// These jobs have been committed to the queue, some of them perhaps before.
+    pub(crate) fn queued(&self, jobs: &[JobId]) {
+        for id in jobs {
+            self.tell(*id);
+        }
+        if !jobs.is_empty() {
+            self.core.queued.notify_waiters();
+        }
+    }
+
+    fn tell(&self, job: JobId) {
         // No listener is no error.
-        let _ = self.core.job_events.send(job.clone());
+        let _ = self.core.job_events.send(job);
     }
 }
 
@@ -477,6 +484,10 @@ pub(crate) fn enqueue(txn: &mut Txn, now: Timestamp, new: NewJob) -> Result<JobI
     move_in_queue(txn, &mut job, Some(now))?;
     put_job(txn, now, &mut job)?;
     Ok(job.id)
+}
+
+fn is_forgettable(job: &JobRecord, oldest: Timestamp) -> bool {
+    job.state.is_finished() && job.updated < oldest
 }
 
 /// Asserts that the job is still the worker's who holds `fence`; without one there is nothing to assert.

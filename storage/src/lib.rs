@@ -40,7 +40,9 @@ mod bucket;
 pub mod clock;
 mod digest;
 mod error;
+pub mod fault;
 mod gc;
+mod hashing;
 mod ingest;
 pub mod job;
 pub mod kv;
@@ -52,6 +54,7 @@ mod peer;
 mod pin;
 mod read;
 mod replica;
+mod rows;
 mod schema;
 mod staging;
 mod store;
@@ -72,5 +75,5 @@ pub use self::{
         ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,
     },
     staging::{Content, ContentBuilder, Staging},
-    store::Store,
+    store::{Limits, Store},
 };

@@ -1,34 +1,42 @@
 //! Multipart uploads: create, add parts, list, complete, abort.
 //!
 //! The upload's id is the id of the layout it completes to, so the parts' blobs are the object's from the start.
-//! Completing joins the parts' layouts and commits them in one transaction that has read the whole range of parts: a part
-//! that is uploaded at the same time makes one of the two run again. Part records, and the blobs of parts that were left
-//! out, are cleared in the background.
+//!
+//! Completing has two steps. First the parts' layouts are joined, which may mean to read and write pages; then one
+//! transaction makes sure that the parts are still those that were joined, which takes a digest of their rows, and
+//! commits. If one was replaced in between, both steps are made again. The upload is pinned meanwhile, so that the sweep
+//! leaves the pages of a replaced part alone. Part records, and the blobs of parts that were left out, are cleared in
+//! the background.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
 use crate::{
-    blob::BlobId,
+    blob::{BlobId, Blobs},
     bucket::require_bucket,
+    clock::Timestamp,
     digest::{combine_checksums, multipart_etag},
     error::{Error, ErrorKind, Result},
     job::NewJob,
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
     layout::{Layout, LayoutBuilder, LayoutCursor},
     object::{PutOutcome, WriteCondition, release, write_object},
+    rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,
         Keys, LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags,
         UploadRecord, decode, encode,
     },
-    staging::{Content, Staging, get},
+    staging::{Content, Staging, abandon_blob, get},
     store::Store,
 };
 
-/// Smallest part but the last, in bytes (S3 User Guide, "Multipart upload limits").
-pub const PART_LEN_MIN: u64 = 5 << 20;
 /// Most runs of equal part sizes that a record keeps; an object of more has none.
-const PART_SIZES_MAX: usize = 512;
+pub(crate) const PART_SIZES_MAX: usize = 512;
+/// How often a completion begins again because parts are being replaced meanwhile.
+const COMPLETE_ATTEMPTS_MAX: usize = 16;
 
 /// What a new upload is to become.
 #[derive(Debug, Clone, Default)]
@@ -157,10 +165,14 @@ impl Store {
             let replaced: Option<PartRecord> = get(&mut txn, &row).await?;
             let replaced = replaced.map(|part| part.blobs).unwrap_or_default();
             for index in &replaced {
-                txn.delete(Keys::blob(BlobId {
-                    owner: id,
-                    index: *index,
-                }))?;
+                abandon_blob(
+                    &mut txn,
+                    self.now(),
+                    BlobId {
+                        owner: id,
+                        index: *index,
+                    },
+                )?;
             }
             txn.put(row, encode(&record))?;
             Ok(replaced)
@@ -231,36 +243,102 @@ impl Store {
         condition: &WriteCondition,
         complete: impl Fn(&BucketRecord, &mut ObjectRecord) -> Result<Vec<NewJob>> + Send + Sync,
     ) -> Result<PutOutcome> {
-        // Made anew by each attempt; the one before is discarded.
-        let mut staging = Staging::new(Arc::clone(&self.core), id);
-        let outcome = transact!(&self.core.kv, |txn| {
-            staging = Staging::new(Arc::clone(&self.core), id);
-            let bucket = require_bucket(&mut txn, bucket).await?;
-            let upload = match require_upload(&mut txn, bucket.id, key, id).await {
+        // Taken before the first look at the upload: see `sweep`. Refused only once it has been aborted.
+        let _pin = self.core.pins.pin(id);
+        for _ in 0..COMPLETE_ATTEMPTS_MAX {
+            let mut joined = match self.join_upload(bucket, key, id, named).await {
                 Err(e) if e.kind() == ErrorKind::NoSuchUpload => {
-                    let done: Option<ObjectRecord> =
-                        get(&mut txn, &Keys::object(bucket.id, key.as_str().as_bytes())).await?;
-                    let record = done.filter(|record| record.layout_id == id).ok_or(e)?;
-                    return Ok(PutOutcome { record, bucket });
+                    return self.completed_before(bucket, key, id, e).await;
                 }
-                upload => upload?,
+                joined => joined?,
             };
-            let parts = choose_parts(read_parts(&mut txn, id).await?, named)?;
-            let layout = join_parts(self, &mut staging, &parts).await?;
-            let mut record = completed_record(self, id, upload, &parts, layout)?;
+            let outcome = self
+                .commit_joined(bucket, key, id, &joined, condition, &complete)
+                .await?;
+            if let Some(outcome) = outcome {
+                joined.staging.committed();
+                self.core.swept.notify_one();
+                self.queued(&outcome.record.jobs);
+                return Ok(outcome);
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Contended,
+            format!("the parts of upload {id} are being replaced all the time"),
+        ))
+    }
+
+    /// Joins the parts as they are now.
+    async fn join_upload(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        id: LayoutId,
+        named: &[CompletedPart],
+    ) -> Result<Joined> {
+        let mut txn = self.begin().await?;
+        let bucket = require_bucket(&mut txn, bucket).await?;
+        let upload = require_upload(&mut txn, bucket.id, key, id).await?;
+        let parts = choose_parts(read_parts(&mut txn, id).await?, named, self.core.limits.part_len_min)?;
+        let mut staging = Staging::new(Arc::clone(&self.core), id);
+        let (layout, digest) = join_parts(&mut txn, &self.core.blobs, &mut staging, &parts).await?;
+        let record = completed_record(self.now(), id, upload, &parts, layout)?;
+        Ok(Joined {
+            staging,
+            record,
+            parts,
+            digest,
+        })
+    }
+
+    /// Commits parts that were joined; `None` if they are no longer the same.
+    async fn commit_joined(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        id: LayoutId,
+        joined: &Joined,
+        condition: &WriteCondition,
+        complete: &(impl Fn(&BucketRecord, &mut ObjectRecord) -> Result<Vec<NewJob>> + Send + Sync),
+    ) -> Result<Option<PutOutcome>> {
+        let mut ended = EndedUpload::default();
+        joined.parts.iter().for_each(|part| ended.keep(part.number));
+        let outcome = transact!(&self.core.kv, |txn| {
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            if let Err(error) = require_upload(&mut txn, bucket.id, key, id).await {
+                return if error.kind() == ErrorKind::NoSuchUpload {
+                    Ok(None)
+                } else {
+                    Err(error)
+                };
+            }
+            if digest_parts(&mut txn, id, &joined.parts).await? != joined.digest {
+                return Ok(None);
+            }
+            let mut record = joined.record.clone();
             let jobs = complete(&bucket, &mut record)?;
-            staging.commit(&mut txn, LayoutState::Held).await?;
+            joined.staging.commit(&mut txn, LayoutState::Held).await?;
             txn.delete(Keys::upload(bucket.id, key.as_str(), id))?;
-            let mut ended = EndedUpload::default();
-            parts.iter().for_each(|(number, _)| ended.keep(*number));
             txn.put(Keys::ended_upload(id), encode(&ended))?;
             let record = write_object(&mut txn, self.now(), &bucket, key, record, condition, &jobs).await?;
-            Ok(PutOutcome { record, bucket })
+            Ok(Some(PutOutcome { record, bucket }))
         });
-        staging.committed();
-        self.core.swept.notify_one();
-        self.core.queued.notify_waiters();
         Ok(outcome)
+    }
+
+    /// The object of an upload that was completed before, as long as it is there; else `error`.
+    async fn completed_before(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        id: LayoutId,
+        error: Error,
+    ) -> Result<PutOutcome> {
+        let mut txn = self.begin().await?;
+        let bucket = require_bucket(&mut txn, bucket).await?;
+        let current: Option<ObjectRecord> = get(&mut txn, &Keys::object(bucket.id, key.as_str().as_bytes())).await?;
+        let record = current.filter(|record| record.layout_id == id).ok_or(error)?;
+        Ok(PutOutcome { record, bucket })
     }
 
     /// Gives an upload up.
@@ -290,58 +368,72 @@ async fn require_upload(txn: &mut Txn, bucket: BucketId, key: &ObjectKey, id: La
     })
 }
 
-/// All parts of an upload; the whole range is protected.
-async fn read_parts(txn: &mut Txn, id: LayoutId) -> Result<BTreeMap<PartNumber, PartRecord>> {
+/// Parts that were joined, and what they were.
+struct Joined {
+    staging: Staging,
+    record: ObjectRecord,
+    parts: Vec<Part>,
+    digest: [u8; 32],
+}
+
+/// What a completion needs to know of each part. Their layouts, which may be long, are read one page at a time.
+#[derive(Debug)]
+struct Part {
+    number: PartNumber,
+    size: u64,
+    etag: String,
+    checksum: Option<Checksum>,
+}
+
+/// All parts of an upload.
+async fn read_parts(txn: &mut Txn, id: LayoutId) -> Result<BTreeMap<PartNumber, Part>> {
     let mut parts = BTreeMap::new();
-    let mut range = Keys::parts(id);
-    loop {
-        let page = txn
-            .scan(&Scan {
-                range: range.clone(),
-                limit: SCAN_ROWS_MAX,
-                order: Order::Ascending,
-            })
-            .await?;
-        for (key, part) in &page.rows {
-            parts.insert(parse_number(key)?, decode(part)?);
-            range.start = [&key[..], &[0]].concat().into();
-        }
-        if !page.more {
-            return Ok(parts);
+    let mut rows = Rows::of(Keys::parts(id));
+    while let Some(page) = rows.next_in(txn).await? {
+        for (key, part) in page {
+            let number = parse_number(&key)?;
+            let part: PartRecord = decode(&part)?;
+            let part = Part {
+                number,
+                size: part.layout.size(),
+                etag: part.etag,
+                checksum: part.checksum,
+            };
+            parts.insert(number, part);
         }
     }
+    Ok(parts)
 }
 
 /// The parts that a completion names, checked.
 fn choose_parts(
-    mut parts: BTreeMap<PartNumber, PartRecord>,
+    mut parts: BTreeMap<PartNumber, Part>,
     named: &[CompletedPart],
-) -> Result<Vec<(PartNumber, PartRecord)>> {
+    part_len_min: u64,
+) -> Result<Vec<Part>> {
     if named.is_empty() {
         return Err(Error::new(ErrorKind::InvalidArgument, "a completion names no part"));
     }
-    let mut chosen: Vec<(PartNumber, PartRecord)> = Vec::with_capacity(named.len());
+    let mut chosen: Vec<Part> = Vec::with_capacity(named.len().min(parts.len()));
     for (position, name) in named.iter().enumerate() {
         let number = name.number;
-        if chosen.last().is_some_and(|(before, _)| *before >= number) {
+        if chosen.last().is_some_and(|before| before.number >= number) {
             return Err(Error::new(
                 ErrorKind::InvalidPartOrder,
                 format!("part {} is out of order", number.get()),
             ));
         }
-        let part = parts
-            .remove(&number)
-            .filter(|part| part.etag == name.etag)
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidPart,
-                    format!(
-                        "part {} was not uploaded with ETag {:?}",
-                        number.get(),
-                        name.etag.chars().take(64).collect::<String>()
-                    ),
-                )
-            })?;
+        let part = parts.remove(&number).filter(|part| part.etag == name.etag);
+        let part = part.ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidPart,
+                format!(
+                    "part {} was not uploaded with ETag {:?}",
+                    number.get(),
+                    name.etag.chars().take(64).collect::<String>()
+                ),
+            )
+        })?;
         if let (Some(named), Some(stored)) = (&name.checksum, &part.checksum)
             && *named != stored.value
         {
@@ -351,59 +443,112 @@ fn choose_parts(
             ));
         }
         let last = position + 1 == named.len();
-        if !last && part.layout.size() < PART_LEN_MIN {
+        if !last && part.size < part_len_min {
             return Err(Error::new(
                 ErrorKind::PartTooSmall,
                 format!(
-                    "part {} has {} bytes; all but the last need {PART_LEN_MIN}",
+                    "part {} has {} bytes; all but the last need {part_len_min}",
                     number.get(),
-                    part.layout.size()
+                    part.size
                 ),
             ));
         }
-        chosen.push((number, part));
+        chosen.push(part);
     }
     Ok(chosen)
 }
 
-async fn join_parts(store: &Store, staging: &mut Staging, parts: &[(PartNumber, PartRecord)]) -> Result<Layout> {
-    if let [(_, only)] = parts {
-        return Ok(only.layout.clone());
-    }
-    let mut builder = LayoutBuilder::new();
-    for (_, part) in parts {
-        let mut cursor = LayoutCursor::new(Arc::clone(&store.core.blobs), Arc::new(part.layout.clone()));
-        while let Some(piece) = cursor.next(u64::MAX).await? {
-            builder.push(staging, piece).await?;
+/// The rows of an upload's parts, of those that were chosen, in order.
+struct ChosenRows<'a> {
+    rows: Rows,
+    chosen: &'a [Part],
+}
+
+impl<'a> ChosenRows<'a> {
+    fn of(id: LayoutId, chosen: &'a [Part]) -> Self {
+        Self {
+            rows: Rows::of(Keys::parts(id)),
+            chosen,
         }
     }
-    builder.finish(staging).await
+
+    async fn next_in(&mut self, txn: &mut Txn) -> Result<Option<Vec<Bytes>>> {
+        let Some(page) = self.rows.next_in(txn).await? else {
+            return Ok(None);
+        };
+        let mut values = Vec::with_capacity(page.len());
+        for (key, value) in page {
+            let number = parse_number(&key)?;
+            if self.chosen.binary_search_by_key(&number, |part| part.number).is_ok() {
+                values.push(value);
+            }
+        }
+        Ok(Some(values))
+    }
+}
+
+/// Joins the parts, and digests their rows. A single part is the object as it is.
+async fn join_parts(
+    txn: &mut Txn,
+    blobs: &Arc<dyn Blobs>,
+    staging: &mut Staging,
+    parts: &[Part],
+) -> Result<(Layout, [u8; 32])> {
+    let mut digest = Sha256::new();
+    let mut builder = LayoutBuilder::new();
+    let mut rows = ChosenRows::of(staging.owner(), parts);
+    let mut only = None;
+    while let Some(page) = rows.next_in(txn).await? {
+        for row in page {
+            digest.update(&row);
+            let layout = decode::<PartRecord>(&row)?.layout;
+            if parts.len() == 1 {
+                only = Some(layout);
+                continue;
+            }
+            let mut cursor = LayoutCursor::new(Arc::clone(blobs), Arc::new(layout));
+            while let Some(piece) = cursor.next(u64::MAX).await? {
+                builder.push(staging, piece).await?;
+            }
+        }
+    }
+    let layout = match only {
+        Some(layout) => layout,
+        None => builder.finish(staging).await?,
+    };
+    Ok((layout, digest.finalize().into()))
+}
+
+/// The digest that [`join_parts`] takes, of the parts as they are now.
+async fn digest_parts(txn: &mut Txn, id: LayoutId, parts: &[Part]) -> Result<[u8; 32]> {
+    let mut digest = Sha256::new();
+    let mut rows = ChosenRows::of(id, parts);
+    while let Some(page) = rows.next_in(txn).await? {
+        for row in &page {
+            digest.update(row);
+        }
+    }
+    Ok(digest.finalize().into())
 }
 
 fn completed_record(
-    store: &Store,
+    now: Timestamp,
     id: LayoutId,
     upload: UploadRecord,
-    parts: &[(PartNumber, PartRecord)],
+    parts: &[Part],
     layout: Layout,
 ) -> Result<ObjectRecord> {
-    let records = || parts.iter().map(|(_, part)| part);
+    let checksums: Vec<_> = parts.iter().map(|part| (part.checksum.as_ref(), part.size)).collect();
     Ok(ObjectRecord {
         layout_id: id,
         layout,
-        last_modified: store.now(),
-        etag: multipart_etag(records().map(|part| part.etag.as_str()))?,
+        last_modified: now,
+        etag: multipart_etag(parts.iter().map(|part| part.etag.as_str()))?,
         headers: upload.headers,
         metadata: upload.metadata,
         tags: upload.tags,
-        checksum: combine_checksums(
-            upload.checksum_algorithm,
-            upload.checksum_type,
-            &records()
-                .map(|part| (part.checksum.as_ref(), part.layout.size()))
-                .collect::<Vec<_>>(),
-        )?,
-        part_sizes: part_sizes(records().map(|part| part.layout.size())),
+        checksum: combine_checksums(upload.checksum_algorithm, upload.checksum_type, &checksums)?,
+        part_sizes: part_sizes(parts.iter().map(|part| part.size)),
         annotations: BTreeMap::new(),
         jobs: Vec::new(),
         owner: upload.owner,

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
-    pin::Pin,
+    pin::LayoutPin,
     read::ObjectReader,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, JobId, Keys, LayoutId, LayoutRecord,
@@ -22,7 +22,7 @@ use crate::{
 /// Jobs that an object remembers; the oldest are forgotten first.
 const JOBS_MAX: usize = 16;
 /// How often an object that is replaced while it is being opened is looked up again.
-const OPEN_ATTEMPTS_MAX: usize = 16;
+const OPEN_ATTEMPTS_MAX: usize = 64;
 
 /// What a put makes of its content.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub struct OpenObject {
     pub record: ObjectRecord,
     /// The bucket it is in.
     pub bucket: BucketRecord,
-    pin: Arc<Pin>,
+    pin: Arc<LayoutPin>,
     store: Store,
 }
 
@@ -102,7 +102,7 @@ impl OpenObject {
         )
     }
 
-    pub(crate) fn pin(&self) -> Arc<Pin> {
+    pub(crate) fn pin(&self) -> Arc<LayoutPin> {
         Arc::clone(&self.pin)
     }
 }
@@ -157,7 +157,7 @@ impl Store {
         });
         content.staging.committed();
         self.core.swept.notify_one();
-        self.core.queued.notify_waiters();
+        self.queued(&outcome.record.jobs);
         Ok(outcome)
     }
 
@@ -167,24 +167,42 @@ impl Store {
     ///
     /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchKey`]; [`ErrorKind::Io`] if the index cannot be read.
     pub async fn open_object(&self, bucket: &BucketName, key: &ObjectKey) -> Result<OpenObject> {
+        let pins = &self.core.pins;
+        let mut refused = None;
         for _ in 0..OPEN_ATTEMPTS_MAX {
-            let mut txn = self.begin().await?;
-            let bucket = require_bucket(&mut txn, bucket).await?;
-            let record = require_object(&mut txn, bucket.id, key).await?;
-            if let Some(pin) = self.core.pins.pin(record.layout_id) {
+            let sweep_end = pins.sweep_end();
+            let sweeps_ended = pins.sweeps_ended();
+            let (bucket_record, record) = self.look_up(bucket, key).await?;
+            let layout = record.layout_id;
+            let Some(pin) = pins.pin(layout) else {
+                // It was replaced and is being swept: there is a newer version, or none. Or a replica has taken it back
+                // while the sweep looks at it: then it is found once more, and the sweep lets go of it.
+                if refused.replace(layout) == Some(layout) {
+                    sweep_end.await;
+                }
+                continue;
+            };
+            // What was found has not been swept, if no sweep ended since, or if it is still there.
+            if pins.sweeps_ended() == sweeps_ended || self.look_up(bucket, key).await?.1.layout_id == layout {
                 return Ok(OpenObject {
                     record,
-                    bucket,
+                    bucket: bucket_record,
                     pin: Arc::new(pin),
                     store: self.clone(),
                 });
             }
-            // It was replaced and its sweep has begun since the snapshot: there is a newer version, or none.
         }
         Err(Error::new(
             ErrorKind::Contended,
             format!("{key} is being replaced all the time"),
         ))
+    }
+
+    async fn look_up(&self, bucket: &BucketName, key: &ObjectKey) -> Result<(BucketRecord, ObjectRecord)> {
+        let mut txn = self.begin().await?;
+        let bucket = require_bucket(&mut txn, bucket).await?;
+        let record = require_object(&mut txn, bucket.id, key).await?;
+        Ok((bucket, record))
     }
 
     /// Deletes the current version of `key`. Says whether there was one.
@@ -239,7 +257,7 @@ impl Store {
             txn.put(Keys::object(bucket.id, key.as_str().as_bytes()), encode(&record))?;
             Ok(record)
         });
-        self.core.queued.notify_waiters();
+        self.queued(&record.jobs);
         Ok(record)
     }
 

@@ -9,16 +9,17 @@ use crate::{
     blob::{Blob, BlobId, Blobs},
     error::{Error, ErrorKind, Result},
     layout::{Extent, Layout, LayoutCursor, Piece},
-    pin::Pin,
+    pin::LayoutPin,
+    schema::LayoutId,
 };
 
 /// Bytes that a stream reads at a time.
-const CHUNK_LEN: u64 = 512 << 10;
+const CHUNK_LEN: u64 = ZEROS.len() as u64;
 /// Chunks that a stream reads ahead of its consumer.
 const READ_AHEAD: usize = 2;
 
 /// As many as a chunk, so that holes are streamed without being made.
-static ZEROS: [u8; CHUNK_LEN as usize] = [0; CHUNK_LEN as usize];
+static ZEROS: [u8; 512 << 10] = [0; 512 << 10];
 
 /// The bytes of an object, in order.
 pub type ReadStream = BoxStream<'static, Result<Bytes>>;
@@ -32,24 +33,29 @@ pub struct ObjectReader {
     /// The blob that was read last.
     open: Option<(BlobId, Arc<dyn Blob>)>,
     /// Keeps the object's blobs; staged content is kept by its owner.
-    _pin: Option<Arc<Pin>>,
+    pin: Option<Arc<LayoutPin>>,
 }
 
 impl ObjectReader {
-    pub(crate) fn new(blobs: Arc<dyn Blobs>, layout: Arc<Layout>, pin: Option<Arc<Pin>>) -> Self {
+    pub(crate) fn new(blobs: Arc<dyn Blobs>, layout: Arc<Layout>, pin: Option<Arc<LayoutPin>>) -> Self {
         let cursor = LayoutCursor::new(Arc::clone(&blobs), Arc::clone(&layout));
         Self {
             blobs,
             layout,
             cursor,
             open: None,
-            _pin: pin,
+            pin,
         }
     }
 
     /// The object's length in bytes.
     pub fn size(&self) -> u64 {
         self.layout.size()
+    }
+
+    /// Whether it reads the version with `layout`.
+    pub(crate) fn reads(&self, layout: LayoutId) -> bool {
+        self.pin.as_ref().is_some_and(|pin| pin.key() == layout)
     }
 
     /// What lies at `offset`, up to the end of its extent and at most `len_max` bytes; `None` from the end on.

@@ -1,30 +1,38 @@
 //! Content on its way into the store: blobs with intents, borrowed blobs, and the commit that makes them an object's.
 //!
-//! The steps are those of the crate's doc. A [`Staging`] that is dropped before its commit has its blobs discarded. That
-//! is safe even where nobody knows whether the commit happened: discarding removes the intent in a transaction, and
-//! leaves a blob alone that has become one in use; a commit that comes later misses the intent.
+//! The steps are those of the crate's doc. A blob belongs to its writer until the commit. When nobody holds the
+//! [`Ownership`] any more and there was no commit, it is discarded; the task that seals it holds one too, because a seal
+//! goes on when the future that waited for it is dropped. Discarding is safe even where nobody knows whether the commit
+//! happened: it marks the intent as dropped in a transaction, and leaves a blob alone that has become one in use; a commit that
+//! comes later meets that mark.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use crate::{
     blob::{BlobId, BlobWriter},
+    clock::Timestamp,
     error::{Error, ErrorKind, Result},
     kv::{Durability, Outcome, Txn, transact},
     layout::{Extent, Layout, LayoutBuilder, Piece},
-    pin::Pin,
+    pin::LayoutPin,
     schema::{
         BlobRecord, DeadLayout, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode,
         random_u64,
     },
-    store::{Core, Store},
+    store::{Core, Limits, Store},
 };
 
 /// How long content may be on its way. A writer slower than this cannot commit.
 pub(crate) const INTENT_MILLIS: u64 = 24 * 60 * 60 * 1000;
-/// Most blobs and owners that one transaction commits; beyond it, blobs are adopted in batches beforehand.
-const ADOPT_BATCH: usize = 512;
 /// A layout that borrows from more owners than this is itself borrowed from, rather than each of its owners.
 const LINEAGE_MAX: usize = 64;
 
@@ -37,15 +45,29 @@ pub struct Staging {
     blobs: Vec<Staged>,
     borrows: BTreeSet<LayoutId>,
     /// Kept from the sweep until the borrowing is committed.
-    pins: Vec<Arc<Pin>>,
-    /// Whether dropping it discards its blobs.
-    armed: bool,
+    pins: Vec<Arc<LayoutPin>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Staged {
-    index: u64,
+    ownership: Arc<Ownership>,
     len: u64,
+}
+
+/// A blob that is its writer's. When the last one is dropped before the commit, the blob is discarded.
+#[derive(Debug)]
+struct Ownership {
+    core: Arc<Core>,
+    id: BlobId,
+    committed: AtomicBool,
+}
+
+impl Drop for Ownership {
+    fn drop(&mut self) {
+        if !self.committed.load(Ordering::Acquire) {
+            self.core.discard([self.id]);
+        }
+    }
 }
 
 /// A layout with everything it needs sealed, ready to be committed.
@@ -80,7 +102,6 @@ impl Staging {
             blobs: Vec::new(),
             borrows: BTreeSet::new(),
             pins: Vec::new(),
-            armed: true,
         }
     }
 
@@ -89,42 +110,60 @@ impl Staging {
         self.owner
     }
 
+    /// The bounds of the store.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.core.limits
+    }
+
     /// Starts a blob: writes its intent, then opens it.
     pub(crate) async fn create_blob(&mut self) -> Result<(BlobId, Box<dyn BlobWriter>)> {
         let id = BlobId {
             owner: self.owner,
             index: random_u64(),
         };
-        put_intent(&self.core, id).await?;
-        self.blobs.push(Staged {
-            index: id.index,
-            len: 0,
+        let ownership = Arc::new(Ownership {
+            core: Arc::clone(&self.core),
+            id,
+            committed: AtomicBool::new(false),
         });
+        self.blobs.push(Staged { ownership, len: 0 });
+        put_intent(&self.core, id).await?;
         let writer = self.core.blobs.create(id).await?;
         Ok((id, writer))
     }
 
-    /// Makes the blob durable.
-    pub(crate) async fn seal(&mut self, id: BlobId, writer: Box<dyn BlobWriter>) -> Result<()> {
-        let len = writer.seal().await?;
+    /// Makes the blob durable and gives its length.
+    pub(crate) async fn seal(&mut self, id: BlobId, writer: Box<dyn BlobWriter>) -> Result<u64> {
+        let len = self.start_seal(id, writer).await??;
         self.sealed(id, len);
-        Ok(())
+        Ok(len)
+    }
+
+    /// Has the blob made durable in the background; [`Staging::sealed`] is then to be told.
+    pub(crate) fn start_seal(&self, id: BlobId, writer: Box<dyn BlobWriter>) -> JoinHandle<Result<u64>> {
+        let staged = self.blobs.iter().find(|blob| blob.ownership.id == id);
+        let ownership = staged.map(|blob| Arc::clone(&blob.ownership));
+        tokio::spawn(async move {
+            let sealed = writer.seal().await;
+            drop(ownership);
+            sealed
+        })
     }
 
     /// Notes that the blob was sealed with `len` bytes.
     pub(crate) fn sealed(&mut self, id: BlobId, len: u64) {
-        if let Some(blob) = self.blobs.iter_mut().find(|blob| blob.index == id.index) {
+        if let Some(blob) = self.blobs.iter_mut().find(|blob| blob.ownership.id == id) {
             blob.len = len;
         }
     }
 
     /// The indexes of its blobs.
     pub(crate) fn blob_indexes(&self) -> Vec<u64> {
-        self.blobs.iter().map(|blob| blob.index).collect()
+        self.blobs.iter().map(|blob| blob.ownership.id.index).collect()
     }
 
     /// Lets the layout borrow blobs that `source` refers to. `pin` keeps the source until the commit.
-    pub(crate) async fn borrow_from(&mut self, source: LayoutId, pin: Arc<Pin>) -> Result<()> {
+    pub(crate) async fn borrow_from(&mut self, source: LayoutId, pin: Arc<LayoutPin>) -> Result<()> {
         self.borrows.extend(lineage(&self.core, source).await?);
         self.borrows.remove(&self.owner);
         self.pins.push(pin);
@@ -162,8 +201,9 @@ impl Staging {
     /// Adopts blobs in batches, if there are more than one transaction should hold. Until the commit they belong to a
     /// released layout that the sweep will look at when the intents would have expired.
     pub(crate) async fn adopt_early(&mut self) -> Result<()> {
-        while self.blobs.len() + self.borrows.len() > ADOPT_BATCH && !self.blobs.is_empty() {
-            let rest = self.blobs.split_off(self.blobs.len().min(ADOPT_BATCH));
+        let batch_max = self.core.limits.adopt_batch;
+        while self.blobs.len() + self.borrows.len() > batch_max && !self.blobs.is_empty() {
+            let rest = self.blobs.split_off(self.blobs.len().min(batch_max));
             let batch = std::mem::replace(&mut self.blobs, rest);
             let core = Arc::clone(&self.core);
             let not_before = core.clock.now().plus_millis(INTENT_MILLIS);
@@ -176,35 +216,27 @@ impl Staging {
                 txn.put(Keys::layout(self.owner), encode(&record))?;
                 txn.put(Keys::dead_layout(self.owner), encode(&DeadLayout { not_before }))
             });
+            commit_all(&batch);
         }
         Ok(())
     }
 
     async fn adopt(&self, txn: &mut Txn, blobs: &[Staged]) -> Result<()> {
         for blob in blobs {
-            let id = BlobId {
-                owner: self.owner,
-                index: blob.index,
-            };
-            adopt_blob(txn, id, blob.len).await?;
+            adopt_blob(txn, blob.ownership.id, blob.len).await?;
         }
         Ok(())
     }
 
     /// The commit has happened: there is nothing to discard. Without this call, discarding would find it out.
     pub(crate) fn committed(&mut self) {
-        self.armed = false;
+        commit_all(&self.blobs);
     }
 }
 
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if self.armed {
-            self.core.discard(self.blobs.iter().map(|blob| BlobId {
-                owner: self.owner,
-                index: blob.index,
-            }));
-        }
+fn commit_all(blobs: &[Staged]) {
+    for blob in blobs {
+        blob.ownership.committed.store(true, Ordering::Release);
     }
 }
 
@@ -233,8 +265,8 @@ async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
 /// Turns the intent of a sealed blob, which must still be there, into a blob in use.
 pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()> {
     let intent = Keys::intent(id);
-    let found: Option<IntentRecord> = get(txn, &intent).await?;
-    if found.is_none_or(|found| found.stage == IntentStage::Dropped) {
+    let record: Option<IntentRecord> = get(txn, &intent).await?;
+    if record.is_none_or(|record| record.stage == IntentStage::Dropped) {
         return Err(Error::new(
             ErrorKind::PreconditionFailed,
             format!("the intent of blob {id} has expired: the content took longer than a day"),
@@ -242,6 +274,18 @@ pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()
     }
     txn.delete(intent)?;
     txn.put(Keys::blob(id), encode(&BlobRecord { len }))
+}
+
+/// Turns a blob in use that its layout needs no longer into one that was given up.
+pub(crate) fn abandon_blob(txn: &mut Txn, now: Timestamp, id: BlobId) -> Result<()> {
+    txn.delete(Keys::blob(id))?;
+    txn.put(
+        Keys::intent(id),
+        encode(&IntentRecord {
+            expires: now,
+            stage: IntentStage::Dropped,
+        }),
+    )
 }
 
 /// Notes that `layout` borrows blobs of `owner`, which must not be dying.
@@ -332,8 +376,16 @@ impl ContentBuilder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidArgument`] if the source ends before; [`ErrorKind::Io`] if the disk fails.
+    /// [`ErrorKind::InvalidArgument`] if the source ends before, or is not the one given to [`Store::content_builder`];
+    /// [`ErrorKind::Io`] if the disk fails.
     pub async fn push_range(&mut self, source: &mut crate::ObjectReader, offset: u64, len: u64) -> Result<()> {
+        // Nothing would keep the blobs of another.
+        if !self.staging.pins.iter().any(|pin| source.reads(pin.key())) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "content refers to an object that was not named as its source",
+            ));
+        }
         let mut done = 0;
         while done < len {
             let Some(piece) = source.piece_at(offset.saturating_add(done), len - done).await? else {

@@ -1,22 +1,48 @@
 //! The store: an index, blobs and a clock, and what all operations share.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, broadcast};
 
 use crate::{
-    blob::{BlobId, Blobs},
+    blob::{BLOB_LEN_MAX, BlobId, Blobs},
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
-    job::JobRecord,
     kv::{Kv, Txn, transact},
     pin::Pins,
-    schema::{FORMAT_VERSION, Keys},
+    schema::{FORMAT_VERSION, JobId, Keys, LayoutId},
 };
 
 /// Job events that a slow listener may fall behind before it misses some.
 const JOB_EVENTS_MAX: usize = 1024;
+
+/// Bounds that tests make small, so that a few bytes take the way of many. All else uses the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest blob that is written, at most [`BLOB_LEN_MAX`].
+    pub blob_len_max: u64,
+    /// Most extents of a layout that is kept in a record.
+    pub listed_count_max: usize,
+    /// Smallest part of a multipart upload but the last (S3 User Guide, "Multipart upload limits").
+    pub part_len_min: u64,
+    /// Most blobs that the transaction of a put takes up. The others are taken up before, in batches of as many.
+    pub adopt_batch: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            blob_len_max: BLOB_LEN_MAX,
+            listed_count_max: 512,
+            part_len_min: 5 << 20,
+            adopt_batch: 512,
+        }
+    }
+}
 
 /// Everything Lithos keeps. Clones share it.
 #[derive(Debug, Clone)]
@@ -30,18 +56,19 @@ pub(crate) struct Core {
     pub(crate) kv: Arc<dyn Kv>,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Limits,
     /// Layouts that are being read.
-    pub(crate) pins: Arc<Pins>,
+    pub(crate) pins: Arc<Pins<LayoutId>>,
+    /// Blobs that are being dropped: two that drop one blob would each remove what the other made way for.
+    pub(crate) dropping: Arc<Pins<BlobId>>,
     /// Blobs whose writer gave up, or that a committed transaction has dropped.
-    pub(crate) discarded: Mutex<Vec<BlobId>>,
-    /// Held while a blob is being dropped: two that drop one blob would each remove what the other made way for.
-    pub(crate) dropping: tokio::sync::Mutex<()>,
+    discarded: Mutex<VecDeque<BlobId>>,
     /// There is something to sweep.
     pub(crate) swept: Notify,
     /// There is a job to do.
     pub(crate) queued: Notify,
     /// Jobs as they change.
-    pub(crate) job_events: broadcast::Sender<JobRecord>,
+    pub(crate) job_events: broadcast::Sender<JobId>,
 }
 
 impl Store {
@@ -51,14 +78,29 @@ impl Store {
     ///
     /// [`ErrorKind::InvalidArgument`] if the index was written in another format; [`ErrorKind::Io`] if it cannot be read.
     pub async fn open(kv: Arc<dyn Kv>, blobs: Arc<dyn Blobs>, clock: Arc<dyn Clock>) -> Result<Self> {
+        Self::open_with(kv, blobs, clock, Limits::default()).await
+    }
+
+    /// As [`Store::open`], with bounds of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::open`].
+    pub async fn open_with(
+        kv: Arc<dyn Kv>,
+        blobs: Arc<dyn Blobs>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+    ) -> Result<Self> {
         check_format(&kv).await?;
         let core = Core {
             kv,
             blobs,
             clock,
+            limits,
             pins: Arc::default(),
+            dropping: Arc::default(),
             discarded: Mutex::default(),
-            dropping: tokio::sync::Mutex::default(),
             swept: Notify::new(),
             queued: Notify::new(),
             job_events: broadcast::Sender::new(JOB_EVENTS_MAX),
@@ -99,11 +141,13 @@ impl Store {
 impl Core {
     /// Has the sweep delete blobs that no row of the index needs.
     pub(crate) fn discard(&self, blobs: impl IntoIterator<Item = BlobId>) {
-        self.discarded
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .extend(blobs);
+        self.discarded().extend(blobs);
         self.swept.notify_one();
+    }
+
+    /// The blobs that wait to be deleted, oldest first.
+    pub(crate) fn discarded(&self) -> MutexGuard<'_, VecDeque<BlobId>> {
+        self.discarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

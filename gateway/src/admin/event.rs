@@ -97,7 +97,7 @@ where
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
-async fn tell_all(app: &SharedApp, mut changes: Receiver<JobRecord>, out: &mpsc::Sender<Event>) -> Result<(), Ended> {
+async fn tell_all(app: &SharedApp, mut changes: Receiver<JobId>, out: &mpsc::Sender<Event>) -> Result<(), Ended> {
     loop {
         let mut pages = std::pin::pin!(unfinished(app));
         while let Some(page) = pages.try_next().await? {
@@ -109,7 +109,7 @@ async fn tell_all(app: &SharedApp, mut changes: Receiver<JobRecord>, out: &mpsc:
         loop {
             match changes.recv().await {
                 Ok(change) => {
-                    if let Some(job) = current(app, change.id).await? {
+                    if let Some(job) = current(app, change).await? {
                         send(out, job_event(job)).await?;
                     }
                 }
@@ -124,7 +124,7 @@ async fn tell_all(app: &SharedApp, mut changes: Receiver<JobRecord>, out: &mpsc:
 async fn tell_one(
     app: &SharedApp,
     mut job: JobRecord,
-    mut changes: Receiver<JobRecord>,
+    mut changes: Receiver<JobId>,
     out: &mpsc::Sender<Event>,
 ) -> Result<(), Ended> {
     let id = job.id;
@@ -136,7 +136,7 @@ async fn tell_one(
         }
         loop {
             match changes.recv().await {
-                Ok(change) if change.id != id => {}
+                Ok(change) if change != id => {}
                 Ok(_) | Err(RecvError::Lagged(_)) => break,
                 Err(RecvError::Closed) => return Ok(()),
             }

@@ -41,6 +41,8 @@ const ROUNDS_MAX: usize = 3;
 /// How often the other side is asked, with a pause, about blobs that somebody else sends it. Then the job makes room for
 /// others, and is tried again.
 const ASKS_MAX: usize = 40;
+/// How often the connection may break while blobs are sent, before the other side counts as away.
+const BREAKS_MAX: usize = 3;
 /// The pause.
 const ASK_PAUSE: Duration = Duration::from_millis(500);
 /// How often progress is noted.
@@ -100,6 +102,17 @@ struct Replication<'a> {
 struct Sent {
     blobs: u64,
     bytes: u64,
+}
+
+/// What stands between the blobs and the other side, after they have been sent.
+#[derive(Debug)]
+enum Left {
+    Nothing,
+    /// Some were on their way already.
+    Pending,
+    /// The connection broke. A server that does not want a body closes the connection, and its answer may be lost with
+    /// that; asking again tells whether it is away.
+    Broken(JobError),
 }
 
 /// How the replication to one server ended.
@@ -181,14 +194,24 @@ impl Replication<'_> {
         blobs: &[BlobId],
         sent: &mut Sent,
     ) -> Result<(), JobError> {
+        let mut breaks = 0;
         for _ in 0..ASKS_MAX {
             self.context.stage(&format!("asking {}", peer.name), None);
-            let (missing, mut pending) = ask(client, blobs).await?;
-            if !missing.is_empty() {
-                pending |= self.send_blobs(client, peer, &missing, sent).await?;
-            }
-            if !pending {
-                return Ok(());
+            let (missing, pending) = ask(client, blobs).await?;
+            let left = if missing.is_empty() {
+                Left::Nothing
+            } else {
+                self.send_blobs(client, peer, &missing, sent).await?
+            };
+            match left {
+                Left::Nothing if !pending => return Ok(()),
+                Left::Nothing | Left::Pending => {}
+                Left::Broken(error) => {
+                    breaks += 1;
+                    if breaks >= BREAKS_MAX {
+                        return Err(error);
+                    }
+                }
             }
             self.context
                 .stage(&format!("waiting for another transfer to {}", peer.name), None);
@@ -200,14 +223,14 @@ impl Replication<'_> {
         )))
     }
 
-    /// Sends blobs. Whether some of them turned out to be on their way already.
+    /// Sends blobs, up to the first whose connection breaks.
     async fn send_blobs(
         &self,
         client: &Client,
         peer: &PeerRecord,
         blobs: &[BlobId],
         sent: &mut Sent,
-    ) -> Result<bool, JobError> {
+    ) -> Result<Left, JobError> {
         let store = &self.context.app.store;
         let mut total = 0_u64;
         for id in blobs {
@@ -222,27 +245,29 @@ impl Replication<'_> {
         let mut sending = stream::iter(blobs.to_vec())
             .map(start)
             .buffer_unordered(BLOBS_AT_A_TIME);
-        let mut pending = false;
+        let mut left = Left::Nothing;
         let mut tick = tokio::time::interval(NOTE_EVERY);
         loop {
             let ended = tokio::select! {
-                ended = sending.try_next() => ended?,
+                ended = sending.try_next() => ended,
                 _ = tick.tick() => {
                     self.context.done(done.load(Ordering::Relaxed).min(total));
                     continue;
                 }
             };
             match ended {
-                Some(Some(len)) => {
+                Ok(Some(Some(len))) => {
                     sent.blobs += 1;
                     sent.bytes = sent.bytes.saturating_add(len);
                 }
-                Some(None) => pending = true,
-                None => break,
+                Ok(Some(None)) => left = Left::Pending,
+                Ok(None) => break,
+                Err(error @ JobError::Unreachable(_)) => return Ok(Left::Broken(error)),
+                Err(error) => return Err(error),
             }
         }
         self.context.done(total);
-        Ok(pending)
+        Ok(left)
     }
 
     /// Sends the object as it is now: its tags may have changed while its blobs were on their way. `None` if blobs are

@@ -7,13 +7,11 @@ use super::{
     paged::{ENTRIES_PER_BLOB, Entry, PagedLayout},
 };
 use crate::{
-    blob::{BLOB_LEN_MAX, BlobId, BlobWriter},
+    blob::{BlobId, BlobWriter},
     error::Result,
     staging::Staging,
 };
 
-/// Most extents that are kept in a record. At 8 to 20 bytes each they stay far below what a value may hold.
-pub(crate) const LISTED_COUNT_MAX: usize = 1024;
 /// Most inline bytes that are kept in a record. Small objects live there whole: one synced transaction, no file.
 pub(crate) const LISTED_INLINE_MAX: u64 = 4 << 10;
 /// Entries are written to their blob in chunks of this many bytes.
@@ -86,7 +84,8 @@ impl LayoutBuilder {
 
     /// Writes as much of `rest` as the current blob takes.
     async fn write_bytes(&mut self, staging: &mut Staging, rest: &mut Bytes) -> Result<Piece> {
-        if self.bytes.as_ref().is_some_and(|(_, _, len)| *len >= BLOB_LEN_MAX)
+        let blob_len_max = staging.limits().blob_len_max;
+        if self.bytes.as_ref().is_some_and(|(_, _, len)| *len >= blob_len_max)
             && let Some((id, writer, _)) = self.bytes.take()
         {
             staging.seal(id, writer).await?;
@@ -96,7 +95,7 @@ impl LayoutBuilder {
             self.bytes = Some((id, writer, 0));
         }
         let (id, writer, written) = self.bytes.as_mut().expect("a blob was just made");
-        let room = usize::try_from(BLOB_LEN_MAX.saturating_sub(*written)).unwrap_or(usize::MAX);
+        let room = usize::try_from(blob_len_max.saturating_sub(*written)).unwrap_or(usize::MAX);
         let chunk = rest.split_to(rest.len().min(room));
         let piece = Piece {
             len: chunk.len() as u64,
@@ -137,7 +136,7 @@ impl LayoutBuilder {
 
     /// Goes over to pages when the list has become long, and then writes it out now and again.
     async fn spill(&mut self, staging: &mut Staging) -> Result<()> {
-        if self.list.count() <= LISTED_COUNT_MAX {
+        if self.list.count() <= staging.limits().listed_count_max {
             return Ok(());
         }
         if self.pages.is_none() {
@@ -158,25 +157,25 @@ impl LayoutBuilder {
         let list = std::mem::take(&mut self.list);
         let moved = list.count().saturating_sub(keep);
         for (number, piece) in list.pieces().enumerate() {
-            let piece = match &piece.extent {
-                Extent::Inline(bytes) if number < moved => {
-                    // Bytes that were inline go to a blob now; they were bounded, so this is at most one or two pieces.
-                    let mut rest = bytes.clone();
-                    self.write_bytes(staging, &mut rest).await?
+            if number >= moved {
+                self.list.push(piece.clone());
+            } else if let Extent::Inline(bytes) = &piece.extent {
+                // Bytes that were inline go to a blob now.
+                let mut rest = bytes.clone();
+                while !rest.is_empty() {
+                    let piece = self.write_bytes(staging, &mut rest).await?;
+                    self.push_entry(staging, &piece).await?;
                 }
-                _ => piece.clone(),
-            };
-            if number < moved {
-                self.pages
-                    .as_mut()
-                    .expect("called only with pages")
-                    .push(staging, &piece)
-                    .await?;
             } else {
-                self.list.push(piece);
+                self.push_entry(staging, piece).await?;
             }
         }
         Ok(())
+    }
+
+    async fn push_entry(&mut self, staging: &mut Staging, piece: &Piece) -> Result<()> {
+        let pages = self.pages.as_mut().expect("the list is flushed to pages only");
+        pages.push(staging, piece).await
     }
 }
 

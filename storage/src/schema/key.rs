@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Longest object key, in bytes of UTF-8 (S3 User Guide, "Object key names").
-pub const OBJECT_KEY_LEN_MAX: usize = 1024;
+const OBJECT_KEY_LEN_MAX: usize = 1024;
 
 /// The name of an object within its bucket: 1 to 1,024 bytes of UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,19 +6,19 @@ use crate::clock::Timestamp;
 
 /// A layout that owns blobs or borrows some of another layout's.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct LayoutRecord {
+pub(crate) struct LayoutRecord {
     /// Whether something still names it.
     #[n(0)]
-    pub state: LayoutState,
+    pub(crate) state: LayoutState,
     /// Whether it owns blobs; if not, a copy of it borrows from the same owners instead of from it.
     #[n(1)]
-    pub owns_blobs: bool,
+    pub(crate) owns_blobs: bool,
 }
 
 /// The life of a layout. It only moves forward, except that a replica may hold a released one again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
-pub enum LayoutState {
+pub(crate) enum LayoutState {
     /// An object version or an upload in progress has it.
     #[n(0)]
     Held,
@@ -32,27 +32,27 @@ pub enum LayoutState {
 
 /// A blob in use.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct BlobRecord {
+pub(crate) struct BlobRecord {
     /// Its length in bytes.
     #[n(0)]
-    pub len: u64,
+    pub(crate) len: u64,
 }
 
 /// A blob that is being written, or is sealed and waits for its layout.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct IntentRecord {
+pub(crate) struct IntentRecord {
     /// After this the sweep may take it, and its writer can no longer commit.
     #[n(0)]
-    pub expires: Timestamp,
+    pub(crate) expires: Timestamp,
     /// How far it has come.
     #[n(1)]
     #[cbor(default)]
-    pub stage: IntentStage,
+    pub(crate) stage: IntentStage,
 }
 
 /// How far a blob with an intent has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
-pub enum IntentStage {
+pub(crate) enum IntentStage {
     /// It is being written, or its writer holds it until its commit.
     #[default]
     #[n(0)]
@@ -67,8 +67,8 @@ pub enum IntentStage {
 
 /// A layout that the sweep shall look at.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct DeadLayout {
+pub(crate) struct DeadLayout {
     /// Not before this time.
     #[n(0)]
-    pub not_before: Timestamp,
+    pub(crate) not_before: Timestamp,
 }

@@ -30,16 +30,19 @@ mod layout;
 mod object;
 mod upload;
 
-pub(crate) use self::id::random_u64;
 pub use self::{
     bucket::{BucketName, BucketRecord},
     id::{BucketId, JobId, LayoutId},
     key::ObjectKey,
-    layout::{BlobRecord, DeadLayout, IntentRecord, IntentStage, LayoutRecord, LayoutState},
     object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
-    upload::{EndedUpload, PartNumber, PartRecord, UploadRecord},
+    upload::{PartNumber, PartRecord, UploadRecord},
 };
-pub(crate) use key::{Keys, upload_key_parts};
+pub(crate) use self::{
+    id::random_u64,
+    key::{Keys, upload_key_parts},
+    layout::{BlobRecord, DeadLayout, IntentRecord, IntentStage, LayoutRecord, LayoutState},
+    upload::EndedUpload,
+};
 
 use bytes::Bytes;
 use minicbor::{Decode, Encode};

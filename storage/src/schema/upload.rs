@@ -89,10 +89,10 @@ pub struct PartRecord {
 
 /// An upload that was completed or aborted, and whose part records wait to be cleared.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
-pub struct EndedUpload {
+pub(crate) struct EndedUpload {
     /// The part numbers that went into the object, as runs of `first`, `count`. Blobs of all others are deleted.
     #[n(0)]
-    pub kept: Vec<(u16, u16)>,
+    pub(crate) kept: Vec<(u16, u16)>,
 }
 
 impl EndedUpload {

@@ -26,6 +26,12 @@ async fn show(client: &Client, id: &str) -> JobView {
     client.get_json(&format!("/api/v1/jobs/{id}")).await.unwrap()
 }
 
+/// Asks without a signature.
+async fn get(server: &Server, path: &str) -> reqwest::Result<reqwest::Response> {
+    let client = crate::outgoing::client().build()?;
+    client.get(format!("{}{path}", server.address)).send().await
+}
+
 #[tokio::test]
 async fn only_the_holder_of_the_root_keys_is_served() {
     let server = Server::start().await;
@@ -57,7 +63,7 @@ async fn only_the_holder_of_the_root_keys_is_served() {
 
     // Nor is anybody told what exists.
     for path in ["/api/v1/jobs", "/api/v1/jobs/events", "/api/v1/nothing", "/api/v2/jobs"] {
-        let answer = reqwest::get(format!("{}{path}", server.address)).await.unwrap();
+        let answer = get(&server, path).await.unwrap();
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
         assert_eq!(answer.headers()["content-type"], "application/json");
         let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
@@ -76,7 +82,7 @@ async fn only_the_holder_of_the_root_keys_is_served() {
 #[tokio::test]
 async fn health_needs_no_signature() {
     let server = Server::start().await;
-    let get = |path: &str| reqwest::get(format!("{}{path}", server.address));
+    let get = |path: &'static str| get(&server, path);
     assert_eq!(get("/healthz").await.unwrap().status(), StatusCode::OK);
     assert_eq!(get("/readyz").await.unwrap().status(), StatusCode::OK);
     server.app.stopping.cancel();
@@ -98,7 +104,7 @@ async fn s3_clients_are_told_where_s3_is() {
 
     let endpoints = r#"{"transfer":"http://127.0.0.1:7","management":"http://127.0.0.1:8"}"#;
     std::fs::write(server.app.config.data.join("endpoints.json"), endpoints).unwrap();
-    let answer = reqwest::get(format!("{}/metrics", server.address)).await.unwrap();
+    let answer = get(&server, "/metrics").await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert!(

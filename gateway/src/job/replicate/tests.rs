@@ -44,7 +44,6 @@ fn root_keys(zone: &str) -> RootKeys {
 
 impl Site {
     async fn new(zone: &str) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let data = tempfile::tempdir().unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let app = App::open(Config {

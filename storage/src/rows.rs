@@ -1,0 +1,55 @@
+//! Goes through a range of the index that may change meanwhile, a page at a time.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::{
+    error::Result,
+    kv::{Order, Scan, Txn},
+    store::Store,
+};
+
+/// Rows of a page.
+const PAGE_ROWS: usize = 128;
+
+/// What is left to see of a range.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    range: Range<Bytes>,
+    more: bool,
+}
+
+impl Rows {
+    /// All of `range`.
+    pub(crate) fn of(range: Range<Bytes>) -> Self {
+        Self { range, more: true }
+    }
+
+    /// The next rows as they are now; `None` at the end of the range.
+    pub(crate) async fn next(&mut self, store: &Store) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        if !self.more {
+            return Ok(None);
+        }
+        self.next_in(&mut store.begin().await?).await
+    }
+
+    /// The next rows as `txn` sees them; they are protected in it.
+    pub(crate) async fn next_in(&mut self, txn: &mut Txn) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        if !self.more {
+            return Ok(None);
+        }
+        let scan = Scan {
+            range: self.range.clone(),
+            limit: PAGE_ROWS,
+            order: Order::Ascending,
+        };
+        let page = txn.scan(&scan).await?;
+        self.more = page.more;
+        match page.rows.last() {
+            Some((last, _)) => self.range.start = [&last[..], &[0]].concat().into(),
+            None => self.more = false,
+        }
+        Ok(Some(page.rows))
+    }
+}
