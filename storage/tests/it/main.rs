@@ -9,6 +9,7 @@
 
 mod concurrency;
 mod crash;
+mod held;
 mod ingest;
 mod jobs;
 mod layout;
