@@ -2,7 +2,7 @@
 //!
 //! Any region is accepted: a server has no say in what its clients call it. But `s3s` takes only names that a region may
 //! have, and s3cmd signs for one called `US` until it is told of another. S3 tells it by an error that names the region
-//! ("AuthorizationHeaderMalformed"), and so do we, before `s3s` refuses the name in a way that clients do not understand.
+//! (`AuthorizationHeaderMalformed`), and so do we, before `s3s` refuses the name in a way that clients do not understand.
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
