@@ -10,6 +10,10 @@ pub struct Pattern(pub u64);
 
 impl Pattern {
     /// The bytes of `range`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit in memory.
     pub fn bytes(self, range: Range<u64>) -> Vec<u8> {
         let first = range.start / 8;
         let last = range.end.div_ceil(8);
@@ -99,6 +103,10 @@ impl SparseImage {
     }
 
     /// The bytes of `range`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit in memory.
     pub fn bytes(self, range: Range<u64>) -> Vec<u8> {
         let len = usize::try_from(range.end - range.start).expect("a test's buffer fits in memory");
         let mut bytes = vec![0; len];
