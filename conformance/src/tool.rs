@@ -59,8 +59,6 @@ pub fn s3cmd(server: &Server) -> Result<Command> {
         .arg(format!("--host={authority}"))
         .arg(format!("--host-bucket={authority}"))
         .args(["--no-ssl", "--no-progress"])
-        // Without it s3cmd signs CreateBucket for a region called US, and asks S3 for the right one when that is refused.
-        .arg(format!("--region={}", target.region))
         .env("HOME", server.scratch());
     Ok(command)
 }
