@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Longest time of a case.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One case.
 #[derive(Clone, Copy)]

@@ -10,6 +10,10 @@ pub struct Pattern(pub u64);
 
 impl Pattern {
     /// The bytes of `range`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit in memory.
     pub fn bytes(self, range: Range<u64>) -> Vec<u8> {
         let first = range.start / 8;
         let last = range.end.div_ceil(8);
@@ -99,6 +103,10 @@ impl SparseImage {
     }
 
     /// The bytes of `range`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit in memory.
     pub fn bytes(self, range: Range<u64>) -> Vec<u8> {
         let len = usize::try_from(range.end - range.start).expect("a test's buffer fits in memory");
         let mut bytes = vec![0; len];
@@ -121,13 +129,17 @@ impl SparseImage {
 mod tests {
     use super::*;
 
+    fn at(offset: u64) -> usize {
+        usize::try_from(offset).unwrap()
+    }
+
     #[test]
     fn patterns_are_the_same_at_any_offset() {
         let whole = Pattern(7).bytes(0..100);
         for (start, end) in [(0, 1), (3, 17), (8, 16), (99, 100), (50, 50)] {
             assert_eq!(
                 Pattern(7).bytes(start..end),
-                whole[start as usize..end as usize],
+                whole[at(start)..at(end)],
                 "{start}..{end}"
             );
         }
@@ -146,10 +158,7 @@ mod tests {
         let file = std::fs::read(&path).unwrap();
         assert_eq!(file.len() as u64, image.size);
         for range in [0..100, (5 << 20) - 100..(17 << 20), (39 << 20)..(40 << 20)] {
-            assert_eq!(
-                image.bytes(range.clone()),
-                file[range.start as usize..range.end as usize]
-            );
+            assert_eq!(image.bytes(range.clone()), file[at(range.start)..at(range.end)]);
         }
         assert!(image.content_len() * 100 / image.size < 40);
     }

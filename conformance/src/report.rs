@@ -62,7 +62,7 @@ impl fmt::Display for Report {
             match outcome {
                 Outcome::Passed => writeln!(f, "passed   {}: {name} ({millis} ms)", case.operation)?,
                 Outcome::Failed(why) => {
-                    writeln!(f, "FAILED   {}: {name} ({millis} ms)\n         {why}", case.operation)?
+                    writeln!(f, "FAILED   {}: {name} ({millis} ms)\n         {why}", case.operation)?;
                 }
                 Outcome::Skipped(why) => writeln!(f, "skipped  {}: {name}: {why}", case.operation)?,
             }

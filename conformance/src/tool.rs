@@ -44,6 +44,10 @@ pub fn isolate(command: &mut Command, target: &Target, home: &Path) {
 }
 
 /// s3cmd against a server.
+///
+/// # Errors
+///
+/// If the target is not plain HTTP.
 pub fn s3cmd(server: &Server) -> Result<Command> {
     let target = server.target();
     let authority = target.authority()?;
@@ -94,9 +98,9 @@ pub fn run_failing(command: &mut Command) -> Result<String> {
 fn output(command: &mut Command) -> Result<Output> {
     command.output().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!(
-            "{:?} is not installed. Run `deploy/bootstrap test`, and put what `deploy/bootstrap --print-path` prints in \
+            "{} is not installed. Run `deploy/bootstrap test`, and put what `deploy/bootstrap --print-path` prints in \
              front of PATH; `make test` does both",
-            command.get_program()
+            command.get_program().display()
         ),
         _ => anyhow::Error::new(error).context(shown(command)),
     })

@@ -153,7 +153,7 @@ async fn a_copy_outlives_its_source(bench: Bench) -> Result<()> {
     }
     // The sweep may take its time: what it must not take is this.
     for n in 0..20 {
-        bench.put("other", &[n; 100_000]).await?;
+        bench.put("other", &vec![n; 100_000]).await?;
         ensure!(bench.get("c").await? == content, "the copy went with its source");
     }
     Ok(())

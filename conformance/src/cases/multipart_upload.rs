@@ -6,6 +6,7 @@ use aws_sdk_s3::{
     primitives::ByteStream,
     types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart},
 };
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use md5::{Digest, Md5};
 
 use crate::{
@@ -389,73 +390,25 @@ async fn checksums_of_the_whole(bench: Bench) -> Result<()> {
         (ChecksumAlgorithm::Sha256, ChecksumType::Composite),
         (ChecksumAlgorithm::Crc64Nvme, ChecksumType::FullObject),
     ] {
-        let created = bench.client.create_multipart_upload().bucket(&bench.bucket).key("k");
-        let created = created
-            .checksum_algorithm(algorithm.clone())
-            .checksum_type(kind.clone())
-            .send()
-            .await?;
-        let id = created.upload_id.context("no upload id")?;
-        let mut parts = Vec::new();
-        for (number, content) in (1..).zip(&contents) {
-            let part = bench
-                .client
-                .upload_part()
-                .bucket(&bench.bucket)
-                .key("k")
-                .upload_id(&id)
-                .part_number(number);
-            let part = part
-                .checksum_algorithm(algorithm.clone())
-                .body(ByteStream::from(content.clone()))
-                .send()
-                .await?;
-            parts.push(
-                CompletedPart::builder()
-                    .part_number(number)
-                    .set_e_tag(part.e_tag)
-                    .set_checksum_crc32(part.checksum_crc32)
-                    .set_checksum_sha256(part.checksum_sha256)
-                    .set_checksum_crc64_nvme(part.checksum_crc64_nvme)
-                    .build(),
-            );
-        }
-        let upload = Upload {
-            bench: &bench,
-            key: "k".into(),
-            id,
-        };
-        let completed = upload
-            .complete(parts)
-            .send()
+        let what = format!("{algorithm} {kind}");
+        let was = upload_with(&bench, &contents, &algorithm, &kind)
             .await
-            .with_context(|| format!("{algorithm} {kind}"))?;
-        let head = bench
-            .client
-            .head_object()
-            .bucket(&bench.bucket)
-            .key("k")
-            .checksum_mode(ChecksumMode::Enabled);
-        let head = head.send().await?;
+            .with_context(|| what.clone())?;
+        let head = bench.client.head_object().bucket(&bench.bucket).key("k");
+        let head = head.checksum_mode(ChecksumMode::Enabled).send().await?;
         ensure!(
             head.checksum_type() == Some(&kind),
-            "{algorithm} {kind}: {:?}",
+            "{what}: {:?}",
             head.checksum_type()
         );
-        let was = [
-            &completed.checksum_crc32,
-            &completed.checksum_sha256,
-            &completed.checksum_crc64_nvme,
-        ];
         let is = [&head.checksum_crc32, &head.checksum_sha256, &head.checksum_crc64_nvme];
         ensure!(
-            was == is && is.iter().any(|sum| sum.is_some()),
-            "{algorithm} {kind}: {was:?} and {is:?}"
+            was.each_ref() == is && is.iter().any(|sum| sum.is_some()),
+            "{what}: {was:?} and {is:?}"
         );
         if algorithm == ChecksumAlgorithm::Crc32 && kind == ChecksumType::FullObject {
             let expected = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, &contents.concat());
-            let expected = u32::try_from(expected)?.to_be_bytes();
-            let expected = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, expected);
+            let expected = BASE64.encode(u32::try_from(expected)?.to_be_bytes());
             ensure!(
                 head.checksum_crc32() == Some(&expected),
                 "{:?}, not {expected}",
@@ -464,6 +417,49 @@ async fn checksums_of_the_whole(bench: Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Uploads `k` in parts with checksums; gives those that the completion answers: CRC32, SHA256, CRC64NVME.
+async fn upload_with(
+    bench: &Bench,
+    contents: &[Vec<u8>],
+    algorithm: &ChecksumAlgorithm,
+    kind: &ChecksumType,
+) -> Result<[Option<String>; 3]> {
+    let created = bench.client.create_multipart_upload().bucket(&bench.bucket).key("k");
+    let created = created
+        .checksum_algorithm(algorithm.clone())
+        .checksum_type(kind.clone())
+        .send()
+        .await?;
+    let id = created.upload_id.context("no upload id")?;
+    let mut parts = Vec::new();
+    for (number, content) in (1..).zip(contents) {
+        let part = bench
+            .client
+            .upload_part()
+            .bucket(&bench.bucket)
+            .key("k")
+            .upload_id(&id)
+            .part_number(number);
+        let part = part
+            .checksum_algorithm(algorithm.clone())
+            .body(ByteStream::from(content.clone()))
+            .send()
+            .await?;
+        let completed = CompletedPart::builder().part_number(number).set_e_tag(part.e_tag);
+        let completed = completed
+            .set_checksum_crc32(part.checksum_crc32)
+            .set_checksum_sha256(part.checksum_sha256);
+        parts.push(completed.set_checksum_crc64_nvme(part.checksum_crc64_nvme).build());
+    }
+    let key = "k".to_owned();
+    let completed = Upload { bench, key, id }.complete(parts).send().await?;
+    Ok([
+        completed.checksum_crc32,
+        completed.checksum_sha256,
+        completed.checksum_crc64_nvme,
+    ])
 }
 
 /// S3 answers the second time as the first, or that there is no such upload.

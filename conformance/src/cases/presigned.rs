@@ -36,7 +36,7 @@ fn plain(method: &'static str, url: &str, endpoint: &str) -> Result<Request> {
 async fn presigned_by_the_sdk(bench: Bench) -> Result<()> {
     let key = "a b/ü+";
     bench.put(key, b"hello").await?;
-    let config = PresigningConfig::expires_in(Duration::from_secs(60))?;
+    let config = PresigningConfig::expires_in(Duration::from_mins(1))?;
     let get = bench
         .client
         .get_object()
@@ -166,7 +166,7 @@ async fn presigned_put(bench: Bench) -> Result<()> {
     let put = bench.object("PUT", "k").presigned(&bench.target, &now())?.body("hello");
     put.send(&bench.target).await?.expect_status(200)?;
     ensure!(bench.get("k").await? == b"hello");
-    let config = PresigningConfig::expires_in(Duration::from_secs(60))?;
+    let config = PresigningConfig::expires_in(Duration::from_mins(1))?;
     let url = bench
         .client
         .put_object()
@@ -192,7 +192,7 @@ async fn presigned_put_with_another_header_is_refused(bench: Bench) -> Result<()
         .presigned(&bench.target, &now())?
         .body("x");
     for (_, value) in &mut put.headers {
-        *value = "blue".to_owned();
+        "blue".clone_into(value);
     }
     put.send(&bench.target)
         .await?

@@ -133,7 +133,7 @@ impl Chunked<'_> {
             } else {
                 signature
             };
-            text.push_str(&format!("x-amz-trailer-signature:{shown}\r\n"));
+            text = format!("{text}x-amz-trailer-signature:{shown}\r\n");
         }
         text
     }

@@ -19,10 +19,10 @@ pub use self::sign::{AmzTime, Payload, Presign, sha256_hex};
 use crate::target::Target;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Longest answer that is kept in memory.
 const ANSWER_LEN_MAX: usize = 64 << 20;
-/// What is not encoded in a path and in a query (S3 API Reference, "UriEncode").
+/// What is not encoded in a path and in a query (S3 API Reference, `UriEncode`).
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const UNRESERVED_PATH: &AsciiSet = &UNRESERVED.remove(b'/');
 
@@ -192,6 +192,8 @@ pub struct Response {
     pub headers: Vec<(String, String)>,
     /// The body, decoded.
     pub body: Vec<u8>,
+    /// Whether a 100 Continue came before it.
+    pub continued: bool,
 }
 
 impl Response {
@@ -337,7 +339,10 @@ fn parse(answer: &[u8], is_head: bool) -> Result<Response> {
         .and_then(|status| status.parse().ok())
         .context("no status")?;
     if status == 100 {
-        return parse(body, is_head);
+        return Ok(Response {
+            continued: true,
+            ..parse(body, is_head)?
+        });
     }
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(':'))
@@ -362,7 +367,12 @@ fn parse(answer: &[u8], is_head: bool) -> Result<Response> {
         );
         body.get(..declared).unwrap_or_default().to_vec()
     };
-    Ok(Response { status, headers, body })
+    Ok(Response {
+        status,
+        headers,
+        body,
+        continued: false,
+    })
 }
 
 /// Decodes `Transfer-Encoding: chunked` (RFC 9112, "Chunked Transfer Coding").

@@ -63,7 +63,7 @@ async fn raw_becomes_qcow2_and_shares_its_bytes() -> Result<()> {
         .key("vm/disk.qcow2")
         .send()
         .await?;
-    images.server.await_blob_files(|files| files.is_empty())
+    images.server.await_no_blobs()
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn derived_key(images: &Images, name: &str) -> Result<String> {
         .send()
         .await?;
     let keys: Vec<&str> = list.contents().iter().filter_map(|object| object.key()).collect();
-    let derived = keys.iter().find(|key| !key.ends_with(".qcow2"));
+    let derived = keys.iter().find(|key| **key != format!("{name}.qcow2"));
     derived
         .map(|key| (*key).to_owned())
         .with_context(|| format!("nothing but {keys:?}"))
@@ -219,7 +219,7 @@ async fn a_new_version_of_the_source_makes_the_derivative_anew() -> Result<()> {
         qemu_img_compare((&raw, "raw"), (&qcow2, "qcow2"))?;
     }
     images.bench.clear().await?;
-    images.server.await_blob_files(|files| files.is_empty())
+    images.server.await_no_blobs()
 }
 
 #[tokio::test]

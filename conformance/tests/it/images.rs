@@ -22,7 +22,7 @@ use lithos_conformance::{
 };
 
 /// How long a job of a test may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A server of the test's own, and a bucket on it.
 #[derive(Debug)]

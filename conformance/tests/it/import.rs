@@ -145,7 +145,7 @@ async fn addresses_of_ones_own_network_are_refused() -> Result<()> {
             .await?;
         }
     }
-    images.server.await_blob_files(|files| files.is_empty())
+    images.server.await_no_blobs()
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn what_cannot_be_verified_is_not_kept() -> Result<()> {
         &["http", "file"],
     )
     .await?;
-    images.server.await_blob_files(|files| files.is_empty())
+    images.server.await_no_blobs()
 }
 
 #[tokio::test]

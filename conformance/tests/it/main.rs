@@ -11,6 +11,14 @@
 //! | `kill` | SIGKILL at random moments |
 //! | `heavy` | what has the machine to itself: memory, 2 GiB images, time |
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise: that is its job"
+)]
+#![allow(clippy::print_stdout, reason = "what was measured is part of the result")]
+#![allow(clippy::large_futures, reason = "those of the SDK are, and a test has few of them")]
+
 mod clients;
 mod convert;
 mod heavy;

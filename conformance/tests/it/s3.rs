@@ -15,7 +15,7 @@ async fn pass(cases: Vec<Case>) {
     let report = case::run(server.target(), &cases).await;
     println!("{report}");
     assert!(report.is_good() && report.is_complete(), "{report}");
-    server.await_blob_files(|files| files.is_empty()).unwrap();
+    server.await_no_blobs().unwrap();
 }
 
 /// A test for each file of cases.

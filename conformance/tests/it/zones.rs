@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aws_sdk_s3::types::{Tag, Tagging};
+use aws_sdk_s3::types::{ReplicationStatus, Tag, Tagging};
 use lithos_conformance::{
     case::Bench,
     pattern::{Dice, Pattern, fresh_seed},
@@ -49,13 +49,13 @@ impl Zones {
         let begun = Instant::now();
         loop {
             let head = self.az1.head(key).await?;
-            let found = head.replication_status().map(|status| status.as_str().to_owned());
-            if found.as_deref() == Some(status) {
+            let found = head.replication_status().map_or("nowhere", ReplicationStatus::as_str);
+            if found == status {
                 return Ok(());
             }
             ensure!(
                 begun.elapsed() < PATIENCE,
-                "{key} is {found:?} and not {status}; {}",
+                "{key} is {found} and not {status}; {}",
                 self.az1.server.log_end()
             );
             tokio::time::sleep(POLL).await;
@@ -78,7 +78,7 @@ impl Zones {
             "{key}: another content type"
         );
         ensure!(
-            there.replication_status().map(|status| status.as_str()) == Some("REPLICA"),
+            there.replication_status().map(ReplicationStatus::as_str) == Some("REPLICA"),
             "{key}: {there:?}"
         );
         let color = |head: &aws_sdk_s3::operation::head_object::HeadObjectOutput| {
@@ -158,7 +158,7 @@ async fn a_tagged_image_and_its_derivative_travel_once() -> Result<()> {
     );
     // A replica is an object of its own there, and its blobs go with it.
     zones.az2.bench.clear().await?;
-    zones.az2.server.await_blob_files(|files| files.is_empty())
+    zones.az2.server.await_no_blobs()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +266,7 @@ async fn killed_servers_finish_what_they_send() -> Result<()> {
     }
     for images in [&zones.az1, &zones.az2] {
         images.bench.clear().await?;
-        images.server.await_blob_files(|files| files.is_empty())?;
+        images.server.await_no_blobs()?;
     }
     Ok(())
 }

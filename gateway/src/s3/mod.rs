@@ -18,6 +18,10 @@ mod wire;
 
 use std::sync::Arc;
 
+use http::{
+    HeaderMap, HeaderValue,
+    header::{CONNECTION, CONTENT_LENGTH, EXPECT},
+};
 use s3s::{
     S3, S3Error, S3Request, S3Response, S3Result,
     config::{S3Config, StaticConfigProvider},
@@ -66,6 +70,25 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
 }
 
 async fn call(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
+    let last = waits_for_nothing(request.headers());
+    let mut response = answer(service, request).await;
+    if last {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Whether a client waits to be told to go on with a body that has no bytes.
+///
+/// No 100 Continue is sent then (RFC 9110, "Expect"). The `aws` command and boto3 cope with that, but then take the status
+/// of this answer for that of the next one on the connection, and wait for its head until the connection is closed.
+fn waits_for_nothing(headers: &HeaderMap) -> bool {
+    headers.contains_key(EXPECT) && headers.get(CONTENT_LENGTH).is_none_or(|len| len == "0")
+}
+
+async fn answer(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
     let id = request
         .extensions()
         .get::<RequestId>()
