@@ -32,12 +32,10 @@ use lithos_storage::clock::Clock;
 use serde::{Serialize, de::DeserializeOwned};
 use url::Url;
 
-use crate::{app::SystemClock, config::RootKeys};
+use crate::{app::SystemClock, config::RootKeys, outgoing::CONNECT_TIMEOUT};
 
-/// How long a connection may take to stand.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long nothing may move.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Largest answer that is read into memory, in bytes.
 const ANSWER_LEN_MAX: usize = 16 << 20;
 /// Largest answer to a failed request that is looked at, in bytes.
@@ -182,10 +180,7 @@ impl Client {
     ///
     /// [`Error::Unreachable`] if the system has no means to make TLS connections.
     pub(crate) fn new(base: Url, keys: RootKeys) -> Result<Self, Error> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
+        let http = crate::outgoing::client()
             .tcp_nodelay(true)
             .build()
             .map_err(|e| unreachable(&base, &e))?;

@@ -12,8 +12,10 @@
 //! | `image` | where an object meets an image: tags, probes |
 //! | `job` | the runner, and one file a kind of job |
 //! | `import` | fetching a URL safely |
+//! | `client`, `outgoing` | signed requests to servers, and what all outgoing connections share |
 //! | `zone` | peers and replication |
 //! | `admin` | the JSON API on the management address |
+//! | `client` | signed requests to a server |
 //! | `cli` | one file a command |
 
 mod admin;
@@ -26,6 +28,7 @@ mod error;
 mod image;
 mod import;
 mod job;
+mod outgoing;
 mod s3;
 mod server;
 mod zone;
@@ -69,8 +72,6 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // The provider of TLS for everything that goes out.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     match run(arguments.command) {
         Ok(code) => code,
         Err(error) => {

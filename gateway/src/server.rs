@@ -204,8 +204,8 @@ async fn answer(
 
 /// Sweeps whenever there is something to sweep.
 async fn sweep(app: SharedApp) {
+    // The first tick comes at once: a crash of the machine may have left something.
     let mut strays = tokio::time::interval(STRAYS_EVERY);
-    strays.tick().await;
     loop {
         let report = tokio::select! {
             () = app.stopping.cancelled() => return,

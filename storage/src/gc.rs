@@ -5,7 +5,7 @@
 //!
 //! | what | found by | done |
 //! | --- | --- | --- |
-//! | blobs given up by their writer, or replaced | a list in memory; after a crash by their intents | intent doomed, blob, intent |
+//! | blobs given up by their writer, or replaced | a list in memory; after a crash by their intents | intent marked as dropped, blob, intent |
 //! | layouts released by a delete or a replacement | rows of table `D` | blobs, then rows |
 //! | parts of an upload that ended | rows of table `E` | left-out parts' blobs, then part records |
 //! | intents that expired | rows of table `I` | as a blob given up |
@@ -15,8 +15,8 @@
 //!
 //! - A layout that is being read, or whose upload is being completed, is pinned; neither it nor a blob of it that was
 //!   given up is touched meanwhile.
-//! - A blob that is being written is pinned by its name. Names are never used again, except by a replica: an attempt
-//!   that failed is not cleared while the next is under way, and the next does not begin while it is being cleared.
+//! - Names are never used again, except by a replica: its writers and the sweep keep off each other by the intent, which
+//!   stays, as one that is being dropped, until the blob has gone.
 //! - What fails is left for the next time, and all else goes on: one damaged folder must not fill the disk.
 
 use bytes::Bytes;
@@ -30,7 +30,8 @@ use crate::{
     multipart::parse_number,
     rows::Rows,
     schema::{
-        DeadLayout, EndedUpload, IntentRecord, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord, decode, encode,
+        DeadLayout, EndedUpload, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord,
+        decode, encode,
     },
     staging::get,
     store::Store,
@@ -64,8 +65,9 @@ pub struct Recovered {
 }
 
 impl Store {
-    /// Clears what an earlier process left: nobody writes to its intents any more, and nobody works on its jobs. Only for
-    /// engines that one process has at a time, and before anything else is done; `worker` names this process.
+    /// Clears what an earlier process left: nobody writes to its intents any more, and nobody works on its jobs. Blobs that
+    /// have arrived from another server stay, for that server to go on where it was cut off. Only for engines that one
+    /// process has at a time, and before anything else is done; `worker` names this process.
     ///
     /// What a crash of the machine may have left beside is found by [`Store::sweep_strays`], which takes longer, and
     /// which may run while the store is in use.
@@ -74,7 +76,12 @@ impl Store {
     ///
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the index or the disk fails.
     pub async fn recover(&self, worker: u64) -> Result<Recovered> {
-        let intents = self.sweep_intents(Timestamp(u64::MAX)).await?;
+        let now = self.now();
+        let left = |intent: &IntentRecord| match intent.stage {
+            IntentStage::Arrived(_) => intent.expires <= now,
+            IntentStage::Writing | IntentStage::Dropped => true,
+        };
+        let intents = self.sweep_intents_where(left).await?;
         let jobs = self.take_over_jobs(worker).await?;
         Ok(Recovered {
             blobs: intents.blobs,
@@ -110,13 +117,17 @@ impl Store {
     ///
     /// As for [`Store::sweep`].
     pub async fn sweep_intents(&self, now: Timestamp) -> Result<SweepReport> {
+        self.sweep_intents_where(|intent| intent.expires <= now).await
+    }
+
+    async fn sweep_intents_where(&self, given_up: impl Fn(&IntentRecord) -> bool) -> Result<SweepReport> {
         let mut report = SweepReport::default();
         let mut failed = Ok(());
         let mut rows = Rows::of(Keys::intents());
         while let Some(page) = rows.next(self).await? {
             for (key, intent) in page {
                 let intent: IntentRecord = decode(&intent)?;
-                if intent.expires <= now {
+                if given_up(&intent) {
                     let discarded = self.discard_blob(Keys::parse_blob(&key)?, &mut report).await;
                     failed = failed.and(discarded.map(|_| ()));
                 }
@@ -145,22 +156,11 @@ impl Store {
             let mut txn = self.begin().await?;
             for id in blobs {
                 if !is_named(&mut txn, id).await? {
-                    failed = failed.and(self.delete_stray(id, &mut report).await);
+                    let discarded = self.discard_blob(id, &mut report).await;
+                    failed = failed.and(discarded.map(|_| ()));
                 }
             }
         }
-    }
-
-    /// Deletes a blob that had no row, if it still has none: a replica may be writing it again.
-    async fn delete_stray(&self, id: BlobId, report: &mut SweepReport) -> Result<()> {
-        let Some(_claim) = self.core.writing.claim(id) else {
-            return Ok(());
-        };
-        if !is_named(&mut self.begin().await?, id).await? {
-            self.core.blobs.delete(id).await?;
-            report.blobs += 1;
-        }
-        Ok(())
     }
 
     /// Goes once through the blobs that were given up.
@@ -179,16 +179,16 @@ impl Store {
         failed
     }
 
-    /// Dooms the intent of `id`, deletes the blob, and then the intent, unless it is in use. A crash in between leaves the
-    /// doomed intent. Whether that was all: while its layout is pinned, the blob has to wait.
+    /// Drops the blob `id`, unless it is in use: marks its intent, deletes the blob, and then the intent. A crash in between
+    /// leaves the mark, so no step needs a sync. Whether that was all: while its layout is pinned, the blob has to wait.
     async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<bool> {
-        let Some(_claim) = self.core.writing.claim(id) else {
-            return Ok(true); // Another attempt at it is under way, and will discard it itself.
+        let Some(_claim) = self.core.dropping.claim(id) else {
+            return Ok(true); // Somebody else is about it.
         };
         if self.core.pins.is_pinned(id.owner) {
             return Ok(false);
         }
-        if self.doom(id).await? {
+        if self.mark_dropped(id).await? {
             self.core.blobs.delete(id).await?;
             report.blobs += 1;
             transact!(&self.core.kv, |txn| {
@@ -199,21 +199,21 @@ impl Store {
         Ok(true)
     }
 
-    /// Makes sure that no layout can take up blob `id`. Not if one has.
-    async fn doom(&self, id: BlobId) -> Result<bool> {
-        let doomed = transact!(&self.core.kv, |txn| {
+    /// Makes sure that no layout can take up blob `id`, and that nobody begins to write it. Not if a layout has it.
+    async fn mark_dropped(&self, id: BlobId) -> Result<bool> {
+        let dropped = encode(&IntentRecord {
+            expires: Timestamp(0),
+            stage: IntentStage::Dropped,
+        });
+        let marked = transact!(&self.core.kv, |txn| {
             txn.set_durability(Durability::Buffered);
             if txn.get(&Keys::blob(id)).await?.is_some() {
                 return Ok(false);
             }
-            if let Some(intent) = get::<IntentRecord>(&mut txn, &Keys::intent(id)).await?
-                && !intent.doomed
-            {
-                txn.put(Keys::intent(id), encode(&IntentRecord { doomed: true, ..intent }))?;
-            }
+            txn.put(Keys::intent(id), dropped.clone())?;
             Ok(true)
         });
-        Ok(doomed)
+        Ok(marked)
     }
 
     /// Frees what can be freed now; freeing a layout may make one it borrowed from free.

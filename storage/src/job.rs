@@ -177,7 +177,7 @@ impl Store {
     /// [`ErrorKind::TooLarge`] if its payload is; [`ErrorKind::Io`] if the index fails.
     pub async fn queue_job(&self, job: NewJob) -> Result<JobId> {
         let id = transact!(&self.core.kv, |txn| { enqueue(&mut txn, self.now(), job.clone()) });
-        self.core.queued.notify_waiters();
+        self.queued(&[id]);
         Ok(id)
     }
 
@@ -212,7 +212,7 @@ impl Store {
             Ok(Some(job))
         });
         Ok(job.map(|job| {
-            self.tell(&job);
+            self.tell(job.id);
             Lease { job }
         }))
     }
@@ -233,7 +233,7 @@ impl Store {
             put_job(&mut txn, self.now(), &mut job)?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         Ok(())
     }
 
@@ -256,7 +256,7 @@ impl Store {
             finish(&mut txn, now, &mut job, state, message, due)?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         if job.state == JobState::Queued {
             self.core.queued.notify_waiters();
         }
@@ -288,7 +288,7 @@ impl Store {
             )?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         Ok(job)
     }
 
@@ -312,7 +312,7 @@ impl Store {
             finish(&mut txn, now, &mut job, JobState::Queued, String::new(), Some(now))?;
             Ok(job)
         });
-        self.tell(&job);
+        self.tell(job.id);
         self.core.queued.notify_waiters();
         Ok(job)
     }
@@ -349,8 +349,8 @@ impl Store {
         page.rows.iter().map(|(_, job)| decode(job)).collect()
     }
 
-    /// Jobs as they change from now on.
-    pub fn watch_jobs(&self) -> tokio::sync::broadcast::Receiver<JobRecord> {
+    /// Jobs that are queued or change from now on; a job that brings about others is not done before they are told.
+    pub fn watch_jobs(&self) -> tokio::sync::broadcast::Receiver<JobId> {
         self.core.job_events.subscribe()
     }
 
@@ -440,9 +440,19 @@ impl Store {
         Ok(forgotten)
     }
 
-    fn tell(&self, job: &JobRecord) {
+    /// These jobs have been committed to the queue, some of them perhaps before.
+    pub(crate) fn queued(&self, jobs: &[JobId]) {
+        for id in jobs {
+            self.tell(*id);
+        }
+        if !jobs.is_empty() {
+            self.core.queued.notify_waiters();
+        }
+    }
+
+    fn tell(&self, job: JobId) {
         // No listener is no error.
-        let _ = self.core.job_events.send(job.clone());
+        let _ = self.core.job_events.send(job);
     }
 }
 

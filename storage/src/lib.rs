@@ -70,9 +70,9 @@ pub use self::{
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
     object::{NewObject, OpenObject, PutOutcome, WriteCondition},
-    peer::PeerRecord,
+    peer::{PEERS_MAX, PeerRecord},
     read::{ObjectReader, ReadStream},
-    replica::Replica,
+    replica::{BLOB_TRAILER_LEN, MissingBlobs, REPLICA_BLOBS_MAX, Replica, ReplicaOutcome},
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, JobId, LayoutId,
         ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,

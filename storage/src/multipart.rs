@@ -258,7 +258,7 @@ impl Store {
             if let Some(outcome) = outcome {
                 joined.staging.committed();
                 self.core.swept.notify_one();
-                self.core.queued.notify_waiters();
+                self.queued(&outcome.record.jobs);
                 return Ok(outcome);
             }
         }

@@ -157,7 +157,7 @@ impl Store {
         });
         content.staging.committed();
         self.core.swept.notify_one();
-        self.core.queued.notify_waiters();
+        self.queued(&outcome.record.jobs);
         Ok(outcome)
     }
 
@@ -257,7 +257,7 @@ impl Store {
             txn.put(Keys::object(bucket.id, key.as_str().as_bytes()), encode(&record))?;
             Ok(record)
         });
-        self.core.queued.notify_waiters();
+        self.queued(&record.jobs);
         Ok(record)
     }
 

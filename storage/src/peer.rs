@@ -45,16 +45,29 @@ impl Store {
     /// [`ErrorKind::TooLarge`] if there are too many; [`ErrorKind::Io`] if the index fails.
     pub async fn put_peer(&self, peer: &PeerRecord) -> Result<()> {
         transact!(&self.core.kv, |txn| {
+            let key = Keys::peer(&peer.name);
             let peers = txn.scan_all(Keys::peers()).await?;
-            if peers.len() >= PEERS_MAX {
+            let known = peers.iter().any(|(name, _)| *name == key);
+            if !known && peers.len() >= PEERS_MAX {
                 return Err(Error::new(
                     ErrorKind::TooLarge,
                     format!("there are {PEERS_MAX} peers already"),
                 ));
             }
-            txn.put(Keys::peer(&peer.name), encode(peer))
+            txn.put(key, encode(peer))
         });
         Ok(())
+    }
+
+    /// The peer `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchRecord`]; [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn peer(&self, name: &str) -> Result<PeerRecord> {
+        get(&mut self.begin().await?, &Keys::peer(name))
+            .await?
+            .ok_or_else(|| unknown(name))
     }
 
     /// Forgets a peer.
@@ -65,10 +78,7 @@ impl Store {
     pub async fn delete_peer(&self, name: &str) -> Result<()> {
         transact!(&self.core.kv, |txn| {
             if get::<PeerRecord>(&mut txn, &Keys::peer(name)).await?.is_none() {
-                return Err(Error::new(
-                    ErrorKind::NoSuchRecord,
-                    format!("there is no server {name:?}"),
-                ));
+                return Err(unknown(name));
             }
             txn.delete(Keys::peer(name))
         });
@@ -84,4 +94,8 @@ impl Store {
         let rows = self.begin().await?.scan_all(Keys::peers()).await?;
         rows.iter().map(|(_, peer)| decode(peer)).collect()
     }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::new(ErrorKind::NoSuchRecord, format!("no server {name:?} is known here"))
 }

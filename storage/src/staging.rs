@@ -3,8 +3,8 @@
 //! The steps are those of the crate's doc. A blob belongs to its writer until the commit. When nobody holds the
 //! [`Ownership`] any more and there was no commit, it is discarded; the task that seals it holds one too, because a seal
 //! goes on when the future that waited for it is dropped. Discarding is safe even where nobody knows whether the commit
-//! happened: it dooms the intent in a transaction, and leaves a blob alone that has become one in use; a commit that
-//! comes later meets the doomed intent.
+//! happened: it marks the intent as dropped in a transaction, and leaves a blob alone that has become one in use; a commit that
+//! comes later meets that mark.
 
 use std::{
     collections::BTreeSet,
@@ -23,9 +23,10 @@ use crate::{
     error::{Error, ErrorKind, Result},
     kv::{Durability, Outcome, Txn, transact},
     layout::{Extent, Layout, LayoutBuilder, Piece},
-    pin::{LayoutPin, Pin},
+    pin::LayoutPin,
     schema::{
-        BlobRecord, DeadLayout, IntentRecord, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode, random_u64,
+        BlobRecord, DeadLayout, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode,
+        random_u64,
     },
     store::{Core, Limits, Store},
 };
@@ -59,13 +60,10 @@ struct Ownership {
     core: Arc<Core>,
     id: BlobId,
     committed: AtomicBool,
-    /// Keeps the sweep from the name, which a replica may write once more. `None` only while this is dropped.
-    writing: Option<Pin<BlobId>>,
 }
 
 impl Drop for Ownership {
     fn drop(&mut self) {
-        self.writing = None;
         if !self.committed.load(Ordering::Acquire) {
             self.core.discard([self.id]);
         }
@@ -123,33 +121,15 @@ impl Staging {
             owner: self.owner,
             index: random_u64(),
         };
-        let writer = self.start(id).await?;
-        Ok((id, writer))
-    }
-
-    /// Starts the blob `id`, of which an earlier attempt may have failed.
-    pub(crate) async fn create_named(&mut self, id: BlobId) -> Result<Box<dyn BlobWriter>> {
-        self.core.discarded().retain(|discarded| *discarded != id);
-        self.start(id).await
-    }
-
-    async fn start(&mut self, id: BlobId) -> Result<Box<dyn BlobWriter>> {
-        let writing = self.core.writing.pin(id);
-        let writing = writing.ok_or_else(|| {
-            Error::new(
-                ErrorKind::Contended,
-                format!("an earlier attempt at blob {id} is being cleared"),
-            )
-        })?;
         let ownership = Arc::new(Ownership {
             core: Arc::clone(&self.core),
             id,
             committed: AtomicBool::new(false),
-            writing: Some(writing),
         });
         self.blobs.push(Staged { ownership, len: 0 });
         put_intent(&self.core, id).await?;
-        self.core.blobs.create(id).await
+        let writer = self.core.blobs.create(id).await?;
+        Ok((id, writer))
     }
 
     /// Makes the blob durable and gives its length.
@@ -263,10 +243,10 @@ fn commit_all(blobs: &[Staged]) {
 /// Notes that the blob `id` is about to be written.
 ///
 /// Reads nothing, so nothing can conflict with it, and it may be called within the body of a transaction.
-pub(crate) async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
+async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
     let intent = encode(&IntentRecord {
         expires: core.clock.now().plus_millis(INTENT_MILLIS),
-        doomed: false,
+        stage: IntentStage::Writing,
     });
     let mut txn = Txn::begin(&core.kv).await?;
     txn.set_durability(Durability::Buffered);
@@ -286,7 +266,7 @@ pub(crate) async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
 pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()> {
     let intent = Keys::intent(id);
     let record: Option<IntentRecord> = get(txn, &intent).await?;
-    if record.is_none_or(|record| record.doomed) {
+    if record.is_none_or(|record| record.stage == IntentStage::Dropped) {
         return Err(Error::new(
             ErrorKind::PreconditionFailed,
             format!("the intent of blob {id} has expired: the content took longer than a day"),
@@ -303,7 +283,7 @@ pub(crate) fn abandon_blob(txn: &mut Txn, now: Timestamp, id: BlobId) -> Result<
         Keys::intent(id),
         encode(&IntentRecord {
             expires: now,
-            doomed: true,
+            stage: IntentStage::Dropped,
         }),
     )
 }

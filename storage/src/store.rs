@@ -12,10 +12,9 @@ use crate::{
     blob::{BLOB_LEN_MAX, BlobId, Blobs},
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
-    job::JobRecord,
     kv::{Kv, Txn, transact},
     pin::Pins,
-    schema::{FORMAT_VERSION, Keys, LayoutId},
+    schema::{FORMAT_VERSION, JobId, Keys, LayoutId},
 };
 
 /// Job events that a slow listener may fall behind before it misses some.
@@ -60,8 +59,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     /// Layouts that are being read.
     pub(crate) pins: Arc<Pins<LayoutId>>,
-    /// Blobs that are being written.
-    pub(crate) writing: Arc<Pins<BlobId>>,
+    /// Blobs that are being dropped: two that drop one blob would each remove what the other made way for.
+    pub(crate) dropping: Arc<Pins<BlobId>>,
     /// Blobs whose writer gave up, or that a committed transaction has dropped.
     discarded: Mutex<VecDeque<BlobId>>,
     /// There is something to sweep.
@@ -69,7 +68,7 @@ pub(crate) struct Core {
     /// There is a job to do.
     pub(crate) queued: Notify,
     /// Jobs as they change.
-    pub(crate) job_events: broadcast::Sender<JobRecord>,
+    pub(crate) job_events: broadcast::Sender<JobId>,
 }
 
 impl Store {
@@ -100,7 +99,7 @@ impl Store {
             clock,
             limits,
             pins: Arc::default(),
-            writing: Arc::default(),
+            dropping: Arc::default(),
             discarded: Mutex::default(),
             swept: Notify::new(),
             queued: Notify::new(),

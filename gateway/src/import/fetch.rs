@@ -7,7 +7,7 @@
 use std::{error::Error, io, iter, time::Duration};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use reqwest::{Certificate, Client, ClientBuilder, Response, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Response};
 use url::Url;
 
 use super::{
@@ -20,8 +20,6 @@ use crate::{
     job::{chain, redact_url},
 };
 
-/// How long it may take to find an address and connect to it.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a server may be silent, before the head of a response and between pieces of its body. Some take their time
 /// to fetch what they serve from a slow archive.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -137,13 +135,10 @@ impl Fetcher {
 fn builder(guard: &Guard) -> ClientBuilder {
     // Bytes are stored as they are sent, so none may be encoded on the way.
     let identity = (header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    Client::builder()
+    crate::outgoing::client()
         .user_agent(concat!("lithos/", env!("CARGO_PKG_VERSION")))
         .default_headers(HeaderMap::from_iter([identity]))
         .dns_resolver(guard.clone())
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
 }
 
 /// Where a redirect from `from` leads.

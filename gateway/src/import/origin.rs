@@ -20,7 +20,6 @@ use crate::config::ImportConfig;
 
 /// A fetcher that does not wait.
 pub(crate) fn fetcher(config: &ImportConfig) -> Fetcher {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut fetcher = Fetcher::new(config).unwrap();
     fetcher.resume_wait = Duration::ZERO;
     fetcher

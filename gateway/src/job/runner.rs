@@ -17,7 +17,7 @@ use crate::app::SharedApp;
 /// How often progress is written down, and the lease renewed.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// How often a job that keeps failing is tried before it has failed for good.
-const ATTEMPTS_MAX: u32 = 6;
+pub(super) const ATTEMPTS_MAX: u32 = 6;
 /// The first wait before another attempt; it doubles each time.
 const RETRY_MILLIS_MIN: u64 = 1_000;
 /// The longest wait before another attempt.

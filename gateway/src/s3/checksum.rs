@@ -46,6 +46,12 @@ impl Expected {
                     "a request may carry one checksum only",
                 ));
             }
+            if BASE64.decode(value).map_or(0, |bytes| bytes.len()) != digest_len(algorithm) {
+                return Err(refuse(
+                    S3ErrorCode::InvalidRequest,
+                    format!("the value of {} is not a checksum in base64", header(algorithm)),
+                ));
+            }
             expected.algorithm = Some(algorithm);
             expected.value = Some(value.to_owned());
         }
@@ -187,6 +193,16 @@ pub(super) fn parse_algorithm(text: &str) -> S3Result<Algorithm> {
     })
 }
 
+/// Bytes of a checksum.
+fn digest_len(algorithm: Algorithm) -> usize {
+    match algorithm {
+        Algorithm::Crc32 | Algorithm::Crc32c => 4,
+        Algorithm::Crc64Nvme => 8,
+        Algorithm::Sha1 => 20,
+        Algorithm::Sha256 => 32,
+    }
+}
+
 pub(super) fn name(algorithm: Algorithm) -> &'static str {
     ALGORITHMS
         .iter()
@@ -247,7 +263,10 @@ mod tests {
             (&[("content-md5", "xyz")][..], S3ErrorCode::InvalidDigest),
             (&[("content-md5", "AAAA")], S3ErrorCode::InvalidDigest),
             (
-                &[("x-amz-checksum-crc32", "AAAAAA=="), ("x-amz-checksum-sha1", "AA==")],
+                &[
+                    ("x-amz-checksum-crc32", "AAAAAA=="),
+                    ("x-amz-checksum-sha1", "AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+                ],
                 S3ErrorCode::InvalidRequest,
             ),
             (

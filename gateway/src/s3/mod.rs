@@ -12,13 +12,14 @@ mod list;
 mod multipart;
 mod precondition;
 mod put;
+mod region;
 mod tagging;
 mod wire;
 
 use std::sync::Arc;
 
 use s3s::{
-    S3, S3Request, S3Response, S3Result,
+    S3, S3Error, S3Request, S3Response, S3Result,
     config::{S3Config, StaticConfigProvider},
     dto,
     host::MultiDomain,
@@ -65,6 +66,14 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
 }
 
 async fn call(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
+    let id = request
+        .extensions()
+        .get::<RequestId>()
+        .map(|RequestId(id)| id.clone())
+        .unwrap_or_default();
+    if let Some(refusal) = region::refusal(request.headers(), &id) {
+        return refusal;
+    }
     match service.call(request.map(s3s::Body::from)).await {
         Ok(response) => response,
         Err(error) => {
@@ -82,6 +91,18 @@ struct Gateway {
     app: SharedApp,
 }
 
+/// Puts the request's id into an error, and takes out of its message what XML cannot hold: it may name a key.
+fn finish(mut error: S3Error, id: Option<RequestId>) -> S3Error {
+    if let Some(RequestId(id)) = id {
+        error.set_request_id(id);
+    }
+    if let Some(message) = error.message().filter(|message| message.contains(char::is_control)) {
+        let message = message.replace(char::is_control, "\u{fffd}");
+        error.set_message(message);
+    }
+    error
+}
+
 /// Calls the function of an operation, and puts the request's id into its error.
 macro_rules! operations {
     ($($name:ident($input:ident) -> $output:ident = $function:path;)*) => {
@@ -94,12 +115,7 @@ macro_rules! operations {
             $(
                 async fn $name(&self, request: S3Request<dto::$input>) -> S3Result<S3Response<dto::$output>> {
                     let id = request.extensions.get::<RequestId>().cloned();
-                    $function(&self.app, request).await.map_err(|mut error| {
-                        if let Some(RequestId(id)) = id {
-                            error.set_request_id(id);
-                        }
-                        error
-                    })
+                    $function(&self.app, request).await.map_err(|error| finish(error, id))
                 }
             )*
         }

@@ -1,8 +1,40 @@
 //! Zones: failure domains of a cloud. A server serves some, and knows peers that serve others.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `registry` | the peers: who they are, which zones they serve, with what keys they are asked |
+//! | `wire` | what one server says to another |
+//! | `receive` | what a server answers to it |
+//!
+//! The sending side is a job (`job/replicate.rs`). An object is pushed by the server that has it to each server of the
+//! zone; a replica is not passed on by the binding of its bucket, so that there are no circles.
+
+mod receive;
+pub(crate) mod registry;
+pub(crate) mod wire;
 
 use std::{fmt, str::FromStr};
 
+use lithos_storage::ObjectRecord;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::receive::routes;
+use crate::image::wishes::PENDING;
+
+/// The servers of a zone have the object.
+pub(crate) const COMPLETED: &str = "COMPLETED";
+/// The object cannot be replicated to a zone; its job says why.
+pub(crate) const FAILED: &str = "FAILED";
+/// The object came here from another server.
+pub(crate) const REPLICA: &str = "REPLICA";
+
+/// Where the replication of an object stands, over all zones (S3 User Guide, "Getting replication status information").
+pub(crate) fn status(record: &ObjectRecord) -> Option<&'static str> {
+    let some = |wanted: &str| record.replication.values().any(|status| status == wanted);
+    [REPLICA, FAILED, PENDING, COMPLETED]
+        .into_iter()
+        .find(|status| some(status))
+}
 
 /// The name of a zone: 1 to 63 letters, digits, hyphens, dots and underscores.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -51,11 +83,17 @@ impl fmt::Display for ZoneName {
     }
 }
 
-/// TEMP
-pub(crate) fn routes(_app: crate::app::SharedApp) -> axum::Router {
-    axum::Router::new()
-}
-/// TEMP
-pub(crate) fn status(_record: &lithos_storage::ObjectRecord) -> Option<&'static str> {
-    None
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_zones_are_words() {
+        for good in ["az1", "eu-west_1.b", &"z".repeat(63)] {
+            assert!(good.parse::<ZoneName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "ä", "a,b", &"z".repeat(64)] {
+            assert!(bad.parse::<ZoneName>().is_err(), "{bad}");
+        }
+    }
 }

@@ -38,16 +38,31 @@ pub(crate) struct BlobRecord {
     pub(crate) len: u64,
 }
 
-/// A blob that is being written, or is sealed and waits for its layout, or was given up.
+/// A blob that is being written, or is sealed and waits for its layout.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct IntentRecord {
     /// After this the sweep may take it, and its writer can no longer commit.
     #[n(0)]
     pub(crate) expires: Timestamp,
-    /// Whether the blob was given up: no layout may have it any more, and the row goes once the blob has gone.
+    /// How far it has come.
     #[n(1)]
     #[cbor(default)]
-    pub(crate) doomed: bool,
+    pub(crate) stage: IntentStage,
+}
+
+/// How far a blob with an intent has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum IntentStage {
+    /// It is being written, or its writer holds it until its commit.
+    #[default]
+    #[n(0)]
+    Writing,
+    /// It came from another server and is whole, with this length in bytes. It outlives a restart: nobody here holds it.
+    #[n(1)]
+    Arrived(#[n(0)] u64),
+    /// It is being deleted. Nobody may begin to write it until that is done.
+    #[n(2)]
+    Dropped,
 }
 
 /// A layout that the sweep shall look at.

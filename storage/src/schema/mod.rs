@@ -40,7 +40,7 @@ pub use self::{
 pub(crate) use self::{
     id::random_u64,
     key::{Keys, upload_key_parts},
-    layout::{BlobRecord, DeadLayout, IntentRecord, LayoutRecord, LayoutState},
+    layout::{BlobRecord, DeadLayout, IntentRecord, IntentStage, LayoutRecord, LayoutState},
     upload::EndedUpload,
 };
 

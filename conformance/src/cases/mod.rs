@@ -1,0 +1,51 @@
+//! The cases, one file a family of operations.
+
+pub mod bad_input;
+pub mod buckets;
+pub mod chunked_uploads;
+pub mod copy_object;
+pub mod list_objects;
+pub mod multipart_upload;
+pub mod objects;
+pub mod presigned;
+pub mod tagging;
+pub mod virtual_host;
+
+use crate::case::Case;
+
+/// Keys that are hard on somebody: encoders, signers, XML, lists sorted by something else than bytes.
+pub const ODD_KEYS: [&str; 16] = [
+    " leading and trailing ",
+    "a+b",
+    "100%",
+    "%41%2f",
+    "a&b<c>\"d'",
+    "a/b//c/",
+    "/leading",
+    "q?x=1&y#z",
+    "tab\tnewline\nend",
+    "ümläut/日本/🪨",
+    "a=b;c,d:e@f!$*()",
+    "back\\slash^{}|`~[]",
+    "\u{1}control\u{1f}",
+    "é",
+    "e\u{301}",
+    "con.trailing.dots...",
+];
+
+/// All of them.
+pub fn all() -> Vec<Case> {
+    [
+        buckets::all(),
+        objects::all(),
+        copy_object::all(),
+        list_objects::all(),
+        multipart_upload::all(),
+        tagging::all(),
+        presigned::all(),
+        chunked_uploads::all(),
+        virtual_host::all(),
+        bad_input::all(),
+    ]
+    .concat()
+}

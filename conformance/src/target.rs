@@ -1,0 +1,447 @@
+//! What is tested: an endpoint with credentials, or a server of ours that is started for the purpose.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+/// How long a server may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often something is looked at that does not call by itself.
+pub const POLL: Duration = Duration::from_millis(20);
+
+/// An S3 endpoint.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// `http://HOST:PORT`, without a slash at the end.
+    pub endpoint: String,
+    /// The region that requests are signed for.
+    pub region: String,
+    /// The access key.
+    pub access_key: String,
+    /// The secret key.
+    pub secret_key: String,
+    /// Below which domain the endpoint answers to virtual-host style, if it does.
+    pub domain: Option<String>,
+}
+
+impl Target {
+    /// `HOST:PORT` of the endpoint.
+    ///
+    /// # Errors
+    ///
+    /// If the endpoint is not plain HTTP.
+    pub fn authority(&self) -> Result<&str> {
+        let authority = self.endpoint.strip_prefix("http://");
+        authority.with_context(|| format!("the endpoint {} is not plain HTTP", self.endpoint))
+    }
+}
+
+/// How a server of ours is to be started.
+#[derive(Debug, Clone, Default)]
+pub struct ServerOptions {
+    /// The zones it serves; one called `default` if there are none.
+    pub zones: Vec<String>,
+    /// The domain of its virtual-host style.
+    pub domain: Option<String>,
+    /// Networks that imports may fetch from although they are loopback or private.
+    pub import_allow: Vec<String>,
+    /// Addresses to listen on; free ones by default.
+    pub addresses: Option<Addresses>,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// S3.
+    pub transfer: String,
+    /// The admin API.
+    pub management: String,
+}
+
+/// A Lithos server in a folder of its own, killed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    folder: TempDir,
+    options: ServerOptions,
+    process: Option<Child>,
+    target: Target,
+    management: String,
+}
+
+impl Server {
+    /// Starts a server as `lithos serve` does by default, on free ports.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up; the error holds the end of its log.
+    pub fn start() -> Result<Self> {
+        Self::start_with(ServerOptions::default())
+    }
+
+    /// Starts a server as told.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn start_with(options: ServerOptions) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("lithos-test.").tempdir()?;
+        let target = Target {
+            endpoint: String::new(),
+            region: "us-east-1".to_owned(),
+            access_key: String::new(),
+            secret_key: String::new(),
+            domain: options.domain.clone(),
+        };
+        let mut server = Self {
+            folder,
+            options,
+            process: None,
+            target,
+            management: String::new(),
+        };
+        server.run()?;
+        Ok(server)
+    }
+
+    /// Starts the process again on the same data, after [`Server::kill`] or [`Server::stop`]. Its ports are new, unless
+    /// the options say which.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn run(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "the server is running already");
+        let endpoints = self.data().join("endpoints.json");
+        // A killed server leaves the file behind.
+        let _ = fs::remove_file(&endpoints);
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = Command::new(binary()?);
+        command.arg("serve").args(self.arguments());
+        command
+            .env("LITHOS_LOG", "info,s3s=warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        for name in [
+            "LITHOS_ACCESS_KEY",
+            "LITHOS_SECRET_KEY",
+            "LITHOS_CONFIG",
+            "LITHOS_DATA",
+            "LITHOS_ZONE",
+            "LITHOS_DOMAIN",
+        ] {
+            command.env_remove(name);
+        }
+        self.process = Some(command.spawn().context("cannot start the server")?);
+        self.await_endpoints(&endpoints)?;
+        let credentials = fs::read_to_string(self.credentials())?;
+        self.target.access_key = setting(&credentials, "aws_access_key_id")?;
+        self.target.secret_key = setting(&credentials, "aws_secret_access_key")?;
+        Ok(())
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let any = || "127.0.0.1:0".to_owned();
+        let (transfer, management) = match &self.options.addresses {
+            Some(addresses) => (addresses.transfer.clone(), addresses.management.clone()),
+            None => (any(), any()),
+        };
+        let mut arguments: Vec<OsString> = vec!["--data".into(), self.data().into()];
+        arguments.extend([
+            "--listen".into(),
+            transfer.into(),
+            "--admin-listen".into(),
+            management.into(),
+        ]);
+        let mut each = |flag: &str, values: &[String]| {
+            arguments.extend(values.iter().flat_map(|value| [flag.into(), value.into()]));
+        };
+        each("--zone", &self.options.zones);
+        each("--domain", self.options.domain.as_slice());
+        each("--import-allow", &self.options.import_allow);
+        arguments
+    }
+
+    fn await_endpoints(&mut self, path: &Path) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            if let Ok(text) = fs::read_to_string(path) {
+                let endpoints: serde_json::Value = serde_json::from_str(&text)?;
+                let address = |name: &str| endpoints.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+                self.target.endpoint = address("transfer").context("endpoints.json names no transfer address")?;
+                self.management = address("management").context("endpoints.json names no management address")?;
+                return Ok(());
+            }
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.try_wait()?
+            {
+                self.process = None;
+                bail!("the server ended while starting, {status}:\n{}", self.log_end());
+            }
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "the server did not start within {PATIENCE:?}:\n{}",
+                self.log_end()
+            );
+            sleep(POLL);
+        }
+    }
+
+    /// Where it answers to S3.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// `http://HOST:PORT` of its management address.
+    pub fn management(&self) -> &str {
+        &self.management
+    }
+
+    /// Its management address, to be asked with the same keys.
+    pub fn management_target(&self) -> Target {
+        Target {
+            endpoint: self.management.clone(),
+            ..self.target.clone()
+        }
+    }
+
+    /// Where it listens, to start it there again.
+    pub fn addresses(&self) -> Addresses {
+        let host = |url: &str| url.trim_start_matches("http://").to_owned();
+        Addresses {
+            transfer: host(&self.target.endpoint),
+            management: host(&self.management),
+        }
+    }
+
+    /// Has the next [`Server::run`] listen on these addresses.
+    pub fn listen_on(&mut self, addresses: Addresses) {
+        self.options.addresses = Some(addresses);
+    }
+
+    /// A folder for the test's own files, removed with the server.
+    pub fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The file with its root keys, in the format of the AWS command line.
+    pub fn credentials(&self) -> PathBuf {
+        self.data().join("credentials")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The last lines of its log.
+    pub fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines
+            .get(lines.len().saturating_sub(40)..)
+            .unwrap_or_default()
+            .join("\n")
+    }
+
+    /// A command of our binary against this server: `lithos job list` and the like.
+    ///
+    /// # Errors
+    ///
+    /// If there is no binary.
+    pub fn command(&self) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command
+            .env("LITHOS_ADMIN", &self.management)
+            .env("LITHOS_ACCESS_KEY", &self.target.access_key)
+            .env("LITHOS_SECRET_KEY", &self.target.secret_key)
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Ends the process at once, as a crash would (SIGKILL).
+    ///
+    /// # Errors
+    ///
+    /// If the system does not let us.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Asks the process to end (SIGTERM), and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it does not end in time: then it is killed.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        let mut process = self.process.take().context("the server is not running")?;
+        let signalled = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -TERM {}", process.id()))
+            .status()?;
+        ensure!(signalled.success(), "cannot signal the server");
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if let Some(status) = process.try_wait()? {
+                return Ok(status);
+            }
+            sleep(POLL);
+        }
+        process.kill()?;
+        process.wait()?;
+        bail!("the server did not stop within {PATIENCE:?}:\n{}", self.log_end());
+    }
+
+    /// Bytes on disk below the folder of blobs.
+    ///
+    /// # Errors
+    ///
+    /// If the folder cannot be read.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        let mut total = 0;
+        each_file(&self.data().join("blobs"), &mut |_, metadata| {
+            total += metadata.blocks() * 512
+        })?;
+        Ok(total)
+    }
+
+    /// Files below the folder of blobs: blobs, and those being written.
+    ///
+    /// # Errors
+    ///
+    /// If the folder cannot be read.
+    pub fn blob_files(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut files = BTreeSet::new();
+        each_file(&self.data().join("blobs"), &mut |path, _| {
+            files.insert(path.to_owned());
+        })?;
+        Ok(files)
+    }
+
+    /// Files of blobs that are being written.
+    ///
+    /// # Errors
+    ///
+    /// If the folder cannot be read.
+    pub fn unfinished_files(&self) -> Result<Vec<PathBuf>> {
+        let tmp = self.data().join("blobs/tmp");
+        Ok(self
+            .blob_files()?
+            .into_iter()
+            .filter(|path| path.starts_with(&tmp))
+            .collect())
+    }
+
+    /// Waits until `wanted` holds of the files below the folder of blobs: the sweep runs beside the requests.
+    ///
+    /// # Errors
+    ///
+    /// If it does not hold after a while.
+    pub fn await_blob_files(&self, wanted: impl Fn(&BTreeSet<PathBuf>) -> bool) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let files = self.blob_files()?;
+            if wanted(&files) {
+                return Ok(());
+            }
+            let few: Vec<_> = files.iter().take(5).collect();
+            ensure!(
+                begun.elapsed() < Duration::from_secs(20),
+                "{} files are left over, such as {few:?}",
+                files.len()
+            );
+            sleep(POLL);
+        }
+    }
+
+    /// A line of `/proc/PID/status` in bytes, such as `VmHWM`.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not run, or the line is missing.
+    pub fn memory(&self, line: &str) -> Result<u64> {
+        let process = self.process.as_ref().context("the server is not running")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+        let value = status
+            .lines()
+            .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+        let kib = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.with_context(|| format!("no {line} in the status of the process"))? * 1024)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- the end of the server's log\n{}", self.log_end());
+        }
+    }
+}
+
+/// The binary: `LITHOS_BIN`, or what cargo put beside the test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LITHOS_BIN") {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe()?;
+    // target/release/deps/it-0123 and target/release/lithos-conformance
+    let found = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("lithos"))
+        .find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "there is no lithos near {}: run `make test`, which builds it, or set LITHOS_BIN",
+            this.display()
+        )
+    })
+}
+
+fn setting(text: &str, name: &str) -> Result<String> {
+    let found = text.lines().find_map(|line| {
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    });
+    found.with_context(|| format!("the credentials lack {name}"))
+}
+
+/// Calls `visit` for each file below `folder`. What vanishes meanwhile is left out.
+fn each_file(folder: &Path, visit: &mut dyn FnMut(&Path, &fs::Metadata)) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let path = entry?.path();
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        if metadata.is_dir() {
+            each_file(&path, visit)?;
+        } else {
+            visit(&path, &metadata);
+        }
+    }
+    Ok(())
+}
