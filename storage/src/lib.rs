@@ -16,7 +16,7 @@
 //! | 6 | the sweep deletes rows and blobs of the released layout, in bounded steps | the same entry for the sweep |
 //!
 //! A writer that is late finds its intent gone and fails; it can harm nothing. Clocks decide *when* something is swept,
-//! never *whether* it may be. Giving a blob up is the way back: its intent is marked as doomed, so that no commit can take
+//! never *whether* it may be. Giving a blob up is the way back: its intent is marked as dropped, so that no commit can take
 //! the blob up any more, then the blob goes, then the intent. So after a crash of the process [`Store::recover`] finds by
 //! their intents all blobs that no layout has. The intent needs no sync: after a crash of the machine, a blob that neither
 //! an intent nor a layout names is found by listing ([`Store::sweep_strays`]).
