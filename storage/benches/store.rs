@@ -207,7 +207,7 @@ impl Bench {
         for n in 0..100_u64 {
             let each = Instant::now();
             let open = self.store.open_object(&self.bucket, &key("long")).await.unwrap();
-            let offset = ((n * 104_729) % (size >> 20)) << 20;
+            let offset = (n * 104_729 % (size >> 20)) << 20;
             let first = open.reader().stream(offset..offset + 1).next().await;
             assert_eq!(first.unwrap().unwrap().len(), 1);
             worst = worst.max(each.elapsed());

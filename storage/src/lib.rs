@@ -16,8 +16,10 @@
 //! | 6 | the sweep deletes rows and blobs of the released layout, in bounded steps | the same entry for the sweep |
 //!
 //! A writer that is late finds its intent gone and fails; it can harm nothing. Clocks decide *when* something is swept,
-//! never *whether* it may be. The intent needs no sync: after a crash of the machine, a blob that neither an intent nor
-//! a layout names is found by listing ([`Store::sweep_strays`]).
+//! never *whether* it may be. Giving a blob up is the way back: its intent is marked as dropped, so that no commit can take
+//! the blob up any more, then the blob goes, then the intent. So after a crash of the process [`Store::recover`] finds by
+//! their intents all blobs that no layout has. The intent needs no sync: after a crash of the machine, a blob that neither
+//! an intent nor a layout names is found by listing ([`Store::sweep_strays`]).
 //!
 //! # Who keeps a blob alive
 //!
@@ -29,7 +31,8 @@
 //! The sweep frees only what nothing can reach: it marks a layout as dying in a transaction that has *read* the whole
 //! range of its borrowers and found none; a new borrower *reads* the layout's record and finds it not dying. Both reads
 //! are protected, so of two such transactions at the same time one meets a conflict. Readers in this process pin the
-//! layout they read ([`OpenObject`]), and the sweep leaves pinned layouts alone.
+//! layout they read ([`OpenObject`]), and the sweep leaves pinned layouts alone. A reader that has looked an object up and
+//! then pins its layout looks again if a sweep has ended in between.
 //!
 //! # What is deliberately absent
 //!

@@ -3,8 +3,8 @@
 //! The steps are those of the crate's doc. A blob belongs to its writer until the commit. When nobody holds the
 //! [`Ownership`] any more and there was no commit, it is discarded; the task that seals it holds one too, because a seal
 //! goes on when the future that waited for it is dropped. Discarding is safe even where nobody knows whether the commit
-//! happened: it marks the intent as dropped in a transaction, and leaves a blob alone that has become one in use; a commit that
-//! comes later meets that mark.
+//! happened: it marks the intent as dropped in a transaction, and leaves a blob alone that has become one in use; a commit
+//! that comes later meets that mark.
 
 use std::{
     collections::BTreeSet,
