@@ -42,9 +42,11 @@ build: ## compiles the server
 	@deploy/bootstrap build
 	cargo build --bin lithos $(cargo_flags)
 
-# The doc tests go first: nextest closes with the count of what ran.
+# The server first, because nextest builds no program of another crate. Then the doc tests: nextest closes with the count
+# of what ran.
 test: ## runs all tests
 	@deploy/bootstrap test
+	cargo build --bin lithos $(cargo_flags)
 	cargo test --doc --quiet $(cargo_flags)
 	cargo nextest run $(cargo_flags)
 

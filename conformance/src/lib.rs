@@ -7,7 +7,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`target`] | an endpoint and its credentials, or a server of ours; the only file that knows our binary |
-//! | [`case`](mod@case), [`cases`] | what a case is; one file a family of operations, named as in the S3 API Reference |
+//! | [`case`](mod@case), [`cases`](mod@cases) | what a case is; one file a family of operations, named as in the S3 API Reference |
 //! | [`report`] | passed, failed, skipped and why |
 //! | [`sdk`] | the AWS SDK for a target |
 //! | [`wire`] | requests made by hand: signed, badly signed, cut off |

@@ -61,7 +61,7 @@ enum Verdict {
 }
 
 impl FaultPlan {
-    /// Lets call number `at` fail, counted from 1.
+    /// Lets call number `at` fail, counted from 1; none if it is 0.
     pub fn new(fault: Fault, at: u64) -> Arc<Self> {
         Arc::new(Self {
             fault,
@@ -74,6 +74,12 @@ impl FaultPlan {
     pub fn has_struck(&self) -> bool {
         let at = self.at.load(Ordering::SeqCst);
         at != 0 && self.calls.load(Ordering::SeqCst) >= at
+    }
+
+    /// Lets the call fail that is `at` calls from now.
+    pub fn strike_at(&self, at: u64) {
+        self.calls.store(0, Ordering::SeqCst);
+        self.at.store(at, Ordering::SeqCst);
     }
 
     /// Lets nothing fail from now on.

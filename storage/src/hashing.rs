@@ -55,8 +55,8 @@ impl Hashing {
             let batch = std::mem::take(&mut self.batch);
             self.batch_len = 0;
             self.state = State::Away(spawn_blocking(move || {
-                for piece in &batch {
-                    hasher.update(piece);
+                for piece in batch {
+                    hasher.update(&piece);
                 }
                 hasher
             }));
@@ -71,7 +71,9 @@ impl Hashing {
     /// As for [`Hashing::update`].
     pub(crate) async fn finish(mut self) -> Result<Digests> {
         let mut hasher = self.hasher().await?;
-        self.batch.iter().for_each(|piece| hasher.update(piece));
+        for piece in &self.batch {
+            hasher.update(piece);
+        }
         Ok(hasher.finish())
     }
 

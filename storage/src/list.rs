@@ -24,7 +24,7 @@ pub struct ListObjects {
     pub delimiter: String,
     /// Only keys behind this one. A common prefix as an earlier page gave it skips all it stands for.
     pub after: String,
-    /// Most entries to return.
+    /// Most entries to return. A page of none is the last, as in S3.
     pub limit: usize,
 }
 
@@ -172,6 +172,10 @@ impl Fold<'_> {
     ) -> Result<Listing<T>> {
         let mut entries: Vec<ListingEntry<T>> = Vec::new();
         let mut rows_max = SCAN_ROWS_MAX;
+        if self.list.limit == 0 {
+            // There is nothing to go on behind.
+            return Ok(Listing { entries, more: false });
+        }
         while range.start < range.end {
             let wanted = self.list.limit.saturating_sub(entries.len()).saturating_add(1);
             let scan = Scan {

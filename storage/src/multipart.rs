@@ -302,7 +302,9 @@ impl Store {
         complete: &(impl Fn(&BucketRecord, &mut ObjectRecord) -> Result<Vec<NewJob>> + Send + Sync),
     ) -> Result<Option<PutOutcome>> {
         let mut ended = EndedUpload::default();
-        joined.parts.iter().for_each(|part| ended.keep(part.number));
+        for part in &joined.parts {
+            ended.keep(part.number);
+        }
         let outcome = transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
             if let Err(error) = require_upload(&mut txn, bucket.id, key, id).await {

@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// Bytes that a stream reads at a time.
-const CHUNK_LEN: u64 = ZEROS.len() as u64;
+const CHUNK_LEN: usize = 512 << 10;
 /// Chunks that a stream reads ahead of its consumer.
 const READ_AHEAD: usize = 2;
 
 /// As many as a chunk, so that holes are streamed without being made.
-static ZEROS: [u8; 512 << 10] = [0; 512 << 10];
+static ZEROS: [u8; CHUNK_LEN] = [0; CHUNK_LEN];
 
 /// The bytes of an object, in order.
 pub type ReadStream = BoxStream<'static, Result<Bytes>>;
@@ -111,7 +111,7 @@ impl ObjectReader {
             if range.start >= range.end {
                 return Ok(None);
             }
-            let len_max = range.end.saturating_sub(range.start).min(CHUNK_LEN);
+            let len_max = range.end.saturating_sub(range.start).min(CHUNK_LEN as u64);
             let piece = reader.piece_at(range.start, len_max).await?;
             let piece = piece.ok_or_else(|| Error::corrupt("the layout ends before the object"))?;
             range.start = range.start.saturating_add(piece.len);

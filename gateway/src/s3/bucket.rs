@@ -7,7 +7,7 @@ use super::wire::{BUCKET_TAGS_MAX, bucket_name, owner, refuse, set_tags, signer,
 use crate::app::App;
 
 /// The region that S3 does not name in a location.
-const DEFAULT_REGION: &str = "us-east-1";
+pub(super) const DEFAULT_REGION: &str = "us-east-1";
 /// Most buckets of one listing.
 const BUCKETS_MAX: usize = 1000;
 

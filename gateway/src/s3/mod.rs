@@ -12,6 +12,7 @@ mod list;
 mod multipart;
 mod precondition;
 mod put;
+mod region;
 mod tagging;
 mod wire;
 
@@ -88,6 +89,14 @@ fn waits_for_nothing(headers: &HeaderMap) -> bool {
 }
 
 async fn answer(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
+    let id = request
+        .extensions()
+        .get::<RequestId>()
+        .map(|RequestId(id)| id.clone())
+        .unwrap_or_default();
+    if let Some(refusal) = region::refusal(request.headers(), &id) {
+        return refusal;
+    }
     match service.call(request.map(s3s::Body::from)).await {
         Ok(response) => response,
         Err(error) => {

@@ -6,7 +6,7 @@
 //!   keys that were not there), is protected: if another transaction changed any of it before this one commits, this
 //!   one ends in [`Outcome::Conflict`] and has no effect. A transaction that only reads needs no commit.
 //! - **Three ends.** [`Outcome::Committed`]: durable, as [`Durability`] says, and visible. [`Outcome::Conflict`]:
-//!   nothing happened; [`transact!`] runs the body again. [`Outcome::Unknown`]: the engine failed in between, and only
+//!   nothing happened; `transact!` runs the body again. [`Outcome::Unknown`]: the engine failed in between, and only
 //!   a later look at the store can tell. Callers must then neither undo nor acknowledge.
 //! - **Bounds.** Keys, values, operations and bytes per transaction are bounded by the constants below, in every
 //!   engine. Over a bound is an error when the operation is made, never a silent split.

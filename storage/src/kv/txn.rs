@@ -296,7 +296,7 @@ enum Pass {
     Alone { _guard: RwLockWriteGuard<'static, ()> },
 }
 
-/// Runs a transaction again when it meets a conflict; used through [`transact!`].
+/// Runs a transaction again when it meets a conflict; used through `transact!`.
 ///
 /// The first times at once: the winner has committed already, so someone made progress. But it may always be the same
 /// ones: who is slower between snapshot and commit than another who changes the same key can lose for ever, however

@@ -4,10 +4,10 @@
 //! Conversions, copies and completed uploads are new layouts over blobs that exist already.
 //!
 //! A short layout is kept whole in the record of its object version ([`Layout::Listed`]). A long one is itself blobs,
-//! of sorted entries of a fixed width ([`Layout::Paged`], see [`paged`]), so that neither the record nor the first byte
+//! of sorted entries of a fixed width ([`Layout::Paged`], see `paged`), so that neither the record nor the first byte
 //! of a read grows with it: an entry is found by binary search with ranged reads.
 //!
-//! [`ExtentList`] slices and joins in memory, [`LayoutBuilder`] writes a layout of any length, [`LayoutCursor`] reads one.
+//! [`ExtentList`] slices and joins in memory, `LayoutBuilder` writes a layout of any length, [`LayoutCursor`] reads one.
 
 mod builder;
 mod cursor;

@@ -148,3 +148,79 @@ pub enum ChecksumType {
     #[n(1)]
     Composite,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        blob::BlobId,
+        kv::VALUE_LEN_MAX,
+        layout::{Extent, ExtentList, INLINE_LEN_MAX, Piece},
+        multipart::PART_SIZES_MAX,
+        schema::encode,
+        store::Limits,
+    };
+
+    fn texts(count: usize, name: usize, value: usize) -> BTreeMap<String, String> {
+        (0..count).map(|n| (format!("{n:0name$}"), "v".repeat(value))).collect()
+    }
+
+    /// All that S3 lets a client set, and the worst layout: each extent in a blob of its own.
+    #[test]
+    fn the_largest_record_fits_a_value() {
+        let limits = Limits::default();
+        let blob = |n: usize| Piece {
+            len: limits.blob_len_max - n as u64,
+            extent: Extent::Blob {
+                id: BlobId {
+                    owner: LayoutId([0xff; 16]),
+                    index: u64::MAX - n as u64,
+                },
+                offset: limits.blob_len_max - n as u64,
+            },
+        };
+        let inline = Piece {
+            len: INLINE_LEN_MAX,
+            extent: Extent::Inline(vec![1; usize::try_from(INLINE_LEN_MAX).unwrap()].into()),
+        };
+        let layout: ExtentList = (1..limits.listed_count_max).map(blob).chain([inline]).collect();
+        assert_eq!(layout.count(), limits.listed_count_max);
+        let header = || Some("h".repeat(1024));
+        let record = ObjectRecord {
+            layout_id: LayoutId([0xff; 16]),
+            layout: Layout::Listed(layout),
+            last_modified: Timestamp(u64::MAX),
+            etag: "e".repeat(38),
+            headers: ContentHeaders {
+                content_type: header(),
+                content_encoding: header(),
+                content_disposition: header(),
+                content_language: header(),
+                cache_control: header(),
+                expires: header(),
+                website_redirect_location: header(),
+                storage_class: header(),
+            },
+            metadata: texts(64, 16, 16),
+            // Ten tags of 128 and 256 characters, each of up to four bytes.
+            tags: texts(10, 512, 1024),
+            checksum: Some(Checksum {
+                algorithm: ChecksumAlgorithm::Sha256,
+                value: "c".repeat(50),
+                kind: ChecksumType::Composite,
+            }),
+            part_sizes: (0..PART_SIZES_MAX as u64)
+                .map(|n| PartSize {
+                    size: (5 << 30) - n,
+                    count: 1,
+                })
+                .collect(),
+            annotations: texts(16, 32, 256),
+            jobs: vec![JobId([0xff; 16]); 16],
+            owner: "o".repeat(128),
+            replication: texts(16, 64, 16),
+        };
+        let len = encode(&record).len();
+        assert!(len <= VALUE_LEN_MAX, "{len} bytes");
+    }
+}

@@ -1,13 +1,15 @@
 //! The store through its public items, against models, faults and itself.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test may stop at the first surprise"
+    clippy::cast_possible_truncation,
+    reason = "a test may stop at the first surprise: that is its job"
 )]
 
 mod concurrency;
 mod crash;
+mod held;
 mod ingest;
 mod jobs;
 mod layout;

@@ -8,9 +8,9 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use lithos_storage::{
-    BodyError, BucketName, CompletedPart, Content, ErrorKind, IngestOptions, LayoutId, Limits, ListObjects,
-    ListUploads, ListingEntry, NewObject, NewUpload, ObjectKey, ObjectRecord, PartNumber, Result, Store, Tags,
-    WriteCondition,
+    BodyError, BucketName, CompletedPart, Content, ContentHeaders, ErrorKind, IngestOptions, LayoutId, Limits,
+    ListObjects, ListUploads, ListingEntry, NewObject, NewUpload, ObjectKey, ObjectRecord, PartNumber, Result, Store,
+    Tags, WriteCondition,
     blob::{BlobId, Blobs, FsBlobs, MemoryBlobs},
     clock::{Clock, ManualClock, Timestamp},
     kv::{Kv, MemoryKv, Order, RocksKv, Scan, prefix_range},
@@ -20,7 +20,7 @@ pub(crate) const GRAIN: usize = 64 << 10;
 
 /// Bounds so small that a few hundred kilobytes take every way there is.
 pub(crate) const SMALL: Limits = Limits {
-    blob_len_max: 192 << 10,
+    blob_len_max: 128 << 10,
     listed_count_max: 4,
     part_len_min: 1000,
     adopt_batch: 3,
@@ -44,7 +44,7 @@ pub(crate) fn key(name: &str) -> ObjectKey {
 pub(crate) fn body(
     data: &[u8],
     chunk: usize,
-) -> impl futures::Stream<Item = std::result::Result<Bytes, BodyError>> + Send {
+) -> impl futures::Stream<Item = std::result::Result<Bytes, BodyError>> + Send + use<> {
     let chunks: Vec<_> = data
         .chunks(chunk.max(1))
         .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
@@ -55,20 +55,22 @@ pub(crate) fn body(
 /// Bytes that are not zero, and differ from seed to seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state.to_le_bytes()[3] | 1
-    };
-    (0..len).map(|_| next()).collect()
+        bytes.extend_from_slice(&(state | 0x0101_0101_0101_0101).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 pub(crate) fn new_object(content: Content, etag: String) -> NewObject {
     NewObject {
         content,
         etag,
-        headers: lithos_storage::ContentHeaders::default(),
+        headers: ContentHeaders::default(),
         metadata: BTreeMap::new(),
         tags: Tags::new(),
         checksum: None,
@@ -112,6 +114,11 @@ impl World {
             limits,
             _folder: folder,
         }
+    }
+
+    /// Another store over other engines, with all else as in `world`.
+    pub(crate) async fn over_with(kv: Arc<dyn Kv>, blobs: Arc<dyn Blobs>, world: &Self) -> Store {
+        open(&kv, &blobs, &world.clock, world.limits).await
     }
 
     /// Another process takes over, over the same engines.
@@ -190,8 +197,7 @@ impl World {
     /// Sweeps what can be swept, as if a day had passed, and checks that blobs and index agree.
     pub(crate) async fn check_consistent(&self) {
         self.clock.advance_millis(25 * 60 * 60 * 1000);
-        self.store.sweep_intents(self.store.now()).await.unwrap();
-        self.store.sweep().await.unwrap();
+        self.settle().await;
         let mut used = BTreeSet::new();
         for row in self.rows(b"X").await {
             let owner = LayoutId(row[1..17].try_into().unwrap());
@@ -207,9 +213,37 @@ impl World {
         }
     }
 
-    /// Deletes everything, and checks that nothing is left.
+    /// Another process comes, finds what this one has staged, and takes it for abandoned.
+    pub(crate) async fn reopen_elsewhere(&self) {
+        let other = open(&self.kv, &self.blobs, &self.clock, self.limits).await;
+        other.recover(2).await.unwrap();
+    }
+
+    /// Checks that no blob has just an intent.
+    pub(crate) async fn check_no_intents(&self) {
+        assert_eq!(self.rows(b"I").await, Vec::<Bytes>::new(), "recovery leaves no intent");
+    }
+
+    /// Sweeps until no blob has just an intent: seals that had begun end by themselves, and then give their blobs up.
+    async fn settle(&self) {
+        for _ in 0..1000 {
+            self.store.sweep_intents(self.store.now()).await.unwrap();
+            self.store.sweep().await.unwrap();
+            if self.rows(b"I").await.is_empty() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Checks that all can be read, deletes it, and checks that nothing is left.
     pub(crate) async fn check_nothing_left(&self) {
         self.check_consistent().await;
+        self.check_deletes_all().await;
+    }
+
+    /// Deletes everything, and checks that nothing is left.
+    pub(crate) async fn check_deletes_all(&self) {
         for name in self.names().await {
             self.store.delete_object(&self.bucket, &key(&name)).await.unwrap();
         }

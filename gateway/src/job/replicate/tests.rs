@@ -25,6 +25,8 @@ struct Site {
     addr: SocketAddr,
     /// Methods and paths, as they were asked for.
     asked: Arc<Mutex<Vec<String>>>,
+    /// How many blobs it is to hang up on.
+    hang_ups: Arc<AtomicU64>,
     tasks: Vec<JoinHandle<()>>,
     _data: tempfile::TempDir,
 }
@@ -69,6 +71,7 @@ impl Site {
             app,
             addr: any,
             asked: Arc::default(),
+            hang_ups: Arc::default(),
             tasks: vec![sweep],
             _data: data,
         };
@@ -79,18 +82,28 @@ impl Site {
     fn listen(&mut self, listener: TcpListener) {
         self.addr = listener.local_addr().unwrap();
         let service = s3::service(&self.app).unwrap();
-        let asked = Arc::clone(&self.asked);
+        let (asked, hang_ups) = (Arc::clone(&self.asked), Arc::clone(&self.hang_ups));
         self.tasks.push(tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (service, asked) = (Arc::clone(&service), Arc::clone(&asked));
+                let (service, asked, hang_ups) = (Arc::clone(&service), Arc::clone(&asked), Arc::clone(&hang_ups));
                 let answer = hyper::service::service_fn(move |request: crate::server::HttpRequest| {
                     asked
                         .lock()
                         .unwrap()
                         .push(format!("{} {}", request.method(), request.uri().path()));
-                    let answer = service(request);
-                    async move { Ok::<_, std::convert::Infallible>(answer.await) }
+                    let fewer = |left: u64| left.checked_sub(1);
+                    let hang_up = request.method() == Method::PUT
+                        && hang_ups
+                            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
+                            .is_ok();
+                    let answer = (!hang_up).then(|| service(request));
+                    async move {
+                        match answer {
+                            Some(answer) => Ok(answer.await),
+                            None => Err(std::io::Error::other("hung up")),
+                        }
+                    }
                 });
                 let io = hyper_util::rt::TokioIo::new(stream);
                 tokio::spawn(async move {
@@ -584,6 +597,19 @@ async fn two_jobs_share_the_blobs_of_one_image() {
     );
     assert_eq!(az2.blobs().await, 1);
     assert_eq!(az2.read("b.img").await, az1.read("a.img").await);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_not_yet_a_server_that_is_away() {
+    let (az1, az2) = two_sites().await;
+    az1.put_bytes("a.img", noise(1 << 20, 1)).await;
+    az2.hang_ups.store(BREAKS_MAX as u64, Ordering::Relaxed);
+    let error = az1.replicate("a.img").await.unwrap_err();
+    assert!(matches!(error, JobError::Unreachable(_)), "{error}");
+    az2.hang_ups.store(1, Ordering::Relaxed);
+    let result = az1.replicate("a.img").await.unwrap();
+    assert!(result.contains("sent 1 of 1"), "{result}");
+    assert_eq!(az2.blobs_received(), BREAKS_MAX + 2);
 }
 
 #[tokio::test]
