@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test lint fmt bootstrap
+.PHONY: help build demo serve test bench lint fmt bootstrap
 
 # The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
 clients := $(shell deploy/bootstrap --print-path)
@@ -49,6 +49,10 @@ test: ## runs all tests
 	cargo build --bin lithos $(cargo_flags)
 	cargo test --doc --quiet $(cargo_flags)
 	cargo nextest run $(cargo_flags)
+
+bench: ## measures the store: bodies, small puts, long layouts
+	@deploy/bootstrap build
+	cargo bench --bench store $(filter-out --release,$(cargo_flags))
 
 lint: ## format, clippy, docs, scripts, licenses
 	@deploy/bootstrap lint
