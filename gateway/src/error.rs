@@ -28,7 +28,29 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
         Kind::BodyFailed => return body_error(&error),
         Kind::PreconditionFailed => S3ErrorCode::PreconditionFailed,
         Kind::Contended => S3ErrorCode::SlowDown,
-        Kind::OutcomeUnknown | Kind::Corrupt | Kind::Io => {
+        Kind::StorageFull => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the disk is full");
+            let mut full = S3Error::with_message(
+                S3ErrorCode::Custom("StorageFull".into()),
+                "the server has no space left for new data; reads and deletes go on",
+            );
+            full.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
+            return full;
+        }
+        Kind::QuotaExceeded => {
+            let mut exceeded = S3Error::with_message(S3ErrorCode::Custom("QuotaExceeded".into()), error.to_string());
+            exceeded.set_status_code(http::StatusCode::FORBIDDEN);
+            return exceeded;
+        }
+        Kind::ReadOnly => {
+            let mut read_only = S3Error::with_message(
+                S3ErrorCode::Custom("ReadOnly".into()),
+                "the server takes no writes: it, or the file system below it, is read-only",
+            );
+            read_only.set_status_code(http::StatusCode::SERVICE_UNAVAILABLE);
+            return read_only;
+        }
+        Kind::Format | Kind::OutcomeUnknown | Kind::Corrupt | Kind::Io => {
             tracing::error!(error = &error as &dyn std::error::Error, "an operation failed");
             return S3Error::with_message(
                 S3ErrorCode::InternalError,

@@ -1,6 +1,8 @@
 //! The one public error of this crate.
 
-use std::fmt;
+use std::{fmt, io};
+
+use crate::blob::BlobId;
 
 /// What went wrong, for callers to match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,8 +43,36 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// Stored bytes do not match their checksum or format.
     Corrupt,
+    /// The disk is full, or less is free than is to be kept in reserve. Reads and deletes go on.
+    StorageFull,
+    /// A bucket or a user would hold more than their quota.
+    QuotaExceeded,
+    /// The store was opened for reading only, or the file system is.
+    ReadOnly,
+    /// The store was written in a format that this release cannot read, or must upgrade first; the message says which.
+    Format,
     /// The disk or the engine failed.
     Io,
+}
+
+/// A damaged place of a blob: bytes that do not match their checksum, or that are missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The blob.
+    pub blob: BlobId,
+    /// Where the damage begins, in bytes of the blob's content; `None` if the blob as a whole is missing or unreadable.
+    pub offset: Option<u64>,
+    /// What is wrong, in one lower-case clause.
+    pub reason: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.offset {
+            Some(offset) => write!(f, "blob {} is damaged at byte {offset}: {}", self.blob, self.reason),
+            None => write!(f, "blob {} is damaged: {}", self.blob, self.reason),
+        }
+    }
 }
 
 /// Why an operation of the store failed.
@@ -51,6 +81,7 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    damage: Option<Box<Damage>>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -61,8 +92,22 @@ impl Error {
         Self {
             kind,
             message: message.to_string(),
+            damage: None,
             source: None,
         }
+    }
+
+    /// An error of kind [`ErrorKind::Corrupt`] that names the damaged place.
+    pub fn damaged(damage: Damage) -> Self {
+        Self {
+            damage: Some(Box::new(damage.clone())),
+            ..Self::new(ErrorKind::Corrupt, damage)
+        }
+    }
+
+    /// The damaged place, if that is what the error is about.
+    pub fn damage(&self) -> Option<&Damage> {
+        self.damage.as_deref()
     }
 
     /// The same error, caused by `source`.
@@ -77,9 +122,15 @@ impl Error {
         self.kind
     }
 
-    /// Wraps an I/O error of the operating system: `what` names the operation and the thing.
-    pub fn io(what: impl fmt::Display, source: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, what).caused_by(source)
+    /// Wraps an I/O error of the operating system: `what` names the operation and the thing. A full disk and a read-only
+    /// file system have kinds of their own.
+    pub fn io(what: impl fmt::Display, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::StorageFull,
+            io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, what).caused_by(source)
     }
 
     pub(crate) fn corrupt(what: impl fmt::Display) -> Self {

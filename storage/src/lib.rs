@@ -64,7 +64,7 @@ mod store;
 
 pub use self::{
     digest::{DigestSet, Digests},
-    error::{Error, ErrorKind, Result},
+    error::{Damage, Error, ErrorKind, Result},
     gc::{Recovered, SweepReport},
     ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
