@@ -48,6 +48,14 @@ pub(crate) struct Settings {
     /// Jobs that run at a time [default: 2]
     #[arg(long, env = "LITHOS_WORKERS", value_name = "N")]
     pub(crate) workers: Option<usize>,
+
+    /// Space that new data leaves free on the disk, as bytes (2GiB) or a part of it (5%); 0B for none [default: 2%]
+    #[arg(long, env = "LITHOS_RESERVE", value_name = "SIZE")]
+    pub(crate) reserve: Option<Reserve>,
+
+    /// Days after which all stored bytes are held against their checksums again; 0 for never [default: 30]
+    #[arg(long, env = "LITHOS_SCRUB_DAYS", value_name = "N")]
+    pub(crate) scrub_days: Option<u32>,
 }
 
 /// Settings that have been checked.
@@ -60,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) domains: Vec<String>,
     pub(crate) import: ImportConfig,
     pub(crate) workers: usize,
+    pub(crate) reserve: Reserve,
+    pub(crate) scrub_days: u32,
     /// Root keys from the environment; without them the data folder holds a pair.
     pub(crate) root_keys: Option<RootKeys>,
 }
@@ -71,6 +81,47 @@ pub(crate) struct ImportConfig {
     pub(crate) allow: Vec<IpNet>,
     /// Certificate authorities beside those of the system, as PEM.
     pub(crate) ca_pem: Option<Vec<u8>>,
+}
+
+/// How much of the disk new data leaves free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) enum Reserve {
+    /// So many bytes.
+    Bytes(u64),
+    /// A part of the disk, in hundredths.
+    Percent(u8),
+}
+
+impl Reserve {
+    /// In bytes, on a disk of `total`.
+    pub(crate) fn bytes(self, total: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => total / 100 * u64::from(percent),
+        }
+    }
+}
+
+impl std::str::FromStr for Reserve {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a size: say 2GiB, 500MiB or 5%; 0B for none");
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent = percent.parse().ok().filter(|percent| *percent < 100);
+            return percent.map(Self::Percent).ok_or_else(wrong);
+        }
+        text.parse().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| wrong())
+    }
+}
+
+impl TryFrom<String> for Reserve {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// The pair of keys that may do everything.
@@ -115,6 +166,8 @@ impl Settings {
             },
             import_ca: self.import_ca.or(file.import_ca),
             workers: self.workers.or(file.workers),
+            reserve: self.reserve.or(file.reserve),
+            scrub_days: self.scrub_days.or(file.scrub_days),
         }
     }
 
@@ -152,6 +205,8 @@ impl Settings {
                 ca_pem,
             },
             workers,
+            reserve: self.reserve.unwrap_or(Reserve::Percent(2)),
+            scrub_days: self.scrub_days.unwrap_or(30),
             root_keys,
         })
     }
@@ -181,6 +236,15 @@ mod tests {
         let example = example.check(None).unwrap();
         let defaults = Settings::default().check(None).unwrap();
         assert_eq!(format!("{example:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
+    fn reserves_are_sizes_or_parts() {
+        assert_eq!("5%".parse::<Reserve>().unwrap().bytes(1000), 50);
+        assert_eq!("2GiB".parse::<Reserve>().unwrap().bytes(1000), 2 << 30);
+        for bad in ["100%", "-1%", "5", "x", "1.5GiB"] {
+            assert!(bad.parse::<Reserve>().is_err(), "{bad}");
+        }
     }
 
     #[test]

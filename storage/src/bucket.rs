@@ -28,6 +28,7 @@ impl Store {
             region,
             tags,
             owner,
+            compression: None,
         };
         let bytes = encode(&record);
         transact!(&self.core.kv, |txn| {
@@ -124,6 +125,23 @@ impl Store {
             txn.delete(Keys::bucket(name))
         });
         Ok(())
+    }
+}
+
+impl Store {
+    /// The name of a bucket, if it is there.
+    pub(crate) async fn bucket_name(&self, id: BucketId) -> Result<Option<BucketName>> {
+        let mut after = None;
+        loop {
+            let page = self.list_buckets(after.as_ref(), SCAN_ROWS_MAX).await?;
+            if let Some((name, _)) = page.iter().find(|(_, record)| record.id == id) {
+                return Ok(Some(name.clone()));
+            }
+            match page.into_iter().next_back() {
+                Some((last, _)) => after = Some(last),
+                None => return Ok(None),
+            }
+        }
     }
 }
 

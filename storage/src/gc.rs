@@ -270,6 +270,10 @@ impl Store {
             if needed {
                 // When its last borrower goes, it is put here again.
                 txn.delete(Keys::dead_layout(layout))?;
+                if record.is_some_and(|record| record.state == LayoutState::Released) {
+                    let not_before = self.now().plus_millis(self.core.limits.compact_after_millis);
+                    txn.put(Keys::compaction(layout), encode(&DeadLayout { not_before }))?;
+                }
                 return Ok(false);
             }
             let owns_blobs = record.is_some_and(|record| record.owns_blobs);

@@ -41,6 +41,9 @@
 pub mod blob;
 mod bucket;
 pub mod clock;
+mod compact;
+mod compress;
+mod damage;
 mod digest;
 mod error;
 pub mod fault;
@@ -59,10 +62,15 @@ mod read;
 mod replica;
 mod rows;
 mod schema;
+mod scrub;
+mod space;
 mod staging;
 mod store;
 
 pub use self::{
+    compact::CompactStep,
+    compress::CompressStep,
+    damage::DamageRecord,
     digest::{DigestSet, Digests},
     error::{Damage, Error, ErrorKind, Result},
     gc::{Recovered, SweepReport},
@@ -77,6 +85,7 @@ pub use self::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, JobId, LayoutId,
         ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,
     },
+    scrub::{Scrub, ScrubState, ScrubStep},
     staging::{Content, ContentBuilder, Staging},
     store::{Limits, Store},
 };

@@ -258,6 +258,7 @@ impl Store {
             if let Some(outcome) = outcome {
                 joined.staging.committed();
                 self.core.swept.notify_one();
+                self.core.compressible.notify_one();
                 self.queued(&outcome.record.jobs);
                 return Ok(outcome);
             }

@@ -6,6 +6,7 @@ use crate::{
     blob::BlobId,
     bucket::require_bucket,
     clock::Timestamp,
+    compress::queue_compression,
     error::{Error, ErrorKind, Result},
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
@@ -157,6 +158,7 @@ impl Store {
         });
         content.staging.committed();
         self.core.swept.notify_one();
+        self.core.compressible.notify_one();
         self.queued(&outcome.record.jobs);
         Ok(outcome)
     }
@@ -182,8 +184,14 @@ impl Store {
                 }
                 continue;
             };
-            // What was found has not been swept, if no sweep ended since, or if it is still there.
-            if pins.sweeps_ended() == sweeps_ended || self.look_up(bucket, key).await?.1.layout_id == layout {
+            // What was found has not been swept, if no sweep ended since. Else it is looked up again: it may be gone, or
+            // have been compacted.
+            let (bucket_record, record) = if pins.sweeps_ended() == sweeps_ended {
+                (bucket_record, record)
+            } else {
+                self.look_up(bucket, key).await?
+            };
+            if record.layout_id == layout {
                 return Ok(OpenObject {
                     record,
                     bucket: bucket_record,
@@ -290,6 +298,7 @@ pub(crate) async fn write_object(
         release(txn, current.layout_id, now).await?;
     }
     add_jobs(txn, now, &mut record, jobs)?;
+    queue_compression(txn, bucket, &record)?;
     txn.put(row, encode(&record))?;
     Ok(record)
 }

@@ -267,6 +267,7 @@ impl Store {
             Ok(ReplicaOutcome::Committed(Box::new(PutOutcome { record, bucket })))
         });
         self.core.swept.notify_one();
+        self.core.compressible.notify_one();
         Ok(outcome)
     }
 
@@ -316,7 +317,7 @@ impl Store {
                     Standing::InUse(len) => len,
                     Standing::Arrived(len, _) => {
                         txn.delete(Keys::intent(*id))?;
-                        txn.put(Keys::blob(*id), encode(&BlobRecord { len }))?;
+                        txn.put(Keys::blob(*id), encode(&BlobRecord::new(len)))?;
                         wait(&mut txn, id.owner, true, not_before).await?;
                         len
                     }

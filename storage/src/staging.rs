@@ -273,7 +273,7 @@ pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()
         ));
     }
     txn.delete(intent)?;
-    txn.put(Keys::blob(id), encode(&BlobRecord { len }))
+    txn.put(Keys::blob(id), encode(&BlobRecord::new(len)))
 }
 
 /// Turns a blob in use that its layout needs no longer into one that was given up.

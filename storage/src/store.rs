@@ -11,10 +11,12 @@ use tokio::sync::{Notify, broadcast};
 use crate::{
     blob::{BLOB_LEN_MAX, BlobId, Blobs},
     clock::{Clock, Timestamp},
+    damage::{DamageInbox, WatchedBlobs},
     error::{Error, ErrorKind, Result},
     kv::{Kv, Txn, transact},
     pin::Pins,
     schema::{FORMAT_VERSION, JobId, Keys, LayoutId},
+    space::SpaceWatch,
 };
 
 /// Job events that a slow listener may fall behind before it misses some.
@@ -31,6 +33,11 @@ pub struct Limits {
     pub part_len_min: u64,
     /// Most blobs that the transaction of a put takes up. The others are taken up before, in batches of as many.
     pub adopt_batch: usize,
+    /// Bytes of the disk that new data leaves free; 0 for none.
+    pub reserve: u64,
+    /// How long after a layout was released it is looked at for space that only parts of it still need, in
+    /// milliseconds: most are gone by then.
+    pub compact_after_millis: u64,
 }
 
 impl Default for Limits {
@@ -40,6 +47,8 @@ impl Default for Limits {
             listed_count_max: 512,
             part_len_min: 5 << 20,
             adopt_batch: 512,
+            reserve: 0,
+            compact_after_millis: 10 * 60 * 1000,
         }
     }
 }
@@ -54,7 +63,10 @@ pub struct Store {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) kv: Arc<dyn Kv>,
+    /// The blobs; damage that is met goes to `damage`.
     pub(crate) blobs: Arc<dyn Blobs>,
+    /// The same blobs, for who looks for damage and deals with it.
+    pub(crate) blobs_unwatched: Arc<dyn Blobs>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     /// Layouts that are being read.
@@ -69,6 +81,12 @@ pub(crate) struct Core {
     pub(crate) queued: Notify,
     /// Jobs as they change.
     pub(crate) job_events: broadcast::Sender<JobId>,
+    /// Damage that reads have met.
+    pub(crate) damage: Arc<DamageInbox>,
+    /// There may be something to compress.
+    pub(crate) compressible: Notify,
+    /// What is free on the disk.
+    pub(crate) space: SpaceWatch,
 }
 
 impl Store {
@@ -93,9 +111,14 @@ impl Store {
         limits: Limits,
     ) -> Result<Self> {
         check_format(&kv).await?;
+        let damage = Arc::<DamageInbox>::default();
         let core = Core {
             kv,
-            blobs,
+            blobs: Arc::new(WatchedBlobs {
+                inner: Arc::clone(&blobs),
+                inbox: Arc::clone(&damage),
+            }),
+            blobs_unwatched: blobs,
             clock,
             limits,
             pins: Arc::default(),
@@ -104,6 +127,9 @@ impl Store {
             swept: Notify::new(),
             queued: Notify::new(),
             job_events: broadcast::Sender::new(JOB_EVENTS_MAX),
+            damage,
+            compressible: Notify::new(),
+            space: SpaceWatch::default(),
         };
         Ok(Self { core: Arc::new(core) })
     }

@@ -122,7 +122,7 @@ fn percent(state: JobState, done: u64, total: Option<u64>) -> Option<u8> {
 }
 
 /// A time as RFC 3339 has it, in UTC.
-fn rfc3339(time: Timestamp) -> String {
+pub(super) fn rfc3339(time: Timestamp) -> String {
     let millis = i64::try_from(time.0).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis)
         .unwrap_or(jiff::Timestamp::MAX)

@@ -11,6 +11,7 @@
 mod error;
 mod event;
 pub(crate) mod import;
+pub(crate) mod integrity;
 pub(crate) mod job;
 mod request;
 pub(crate) mod server;
@@ -53,7 +54,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 12] = [
+static ROUTES: [Route; 15] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -88,6 +89,21 @@ static ROUTES: [Route; 12] = [
         method: Method::POST,
         path: "/api/v1/imports",
         handle: |method| on(method, import::start),
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/scrubs",
+        handle: |method| on(method, integrity::start_scrub),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/scrubs/latest",
+        handle: |method| on(method, integrity::latest_scrub),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/damage",
+        handle: |method| on(method, integrity::damage),
     },
     Route {
         method: Method::GET,

@@ -4,6 +4,7 @@ pub(crate) mod convert;
 mod import;
 pub(crate) mod inspect;
 mod job;
+mod scrub;
 mod server;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -22,6 +23,8 @@ use crate::{
 pub(crate) enum ClientCommand {
     Job(job::Args),
     Import(import::Args),
+    Scrub(scrub::ScrubArgs),
+    Damage(scrub::DamageArgs),
     /// Tell a server of other servers
     Server {
         #[command(flatten)]
@@ -37,6 +40,8 @@ pub(crate) async fn run(command: ClientCommand, keys: Option<RootKeys>) -> anyho
     match command {
         ClientCommand::Job(args) => job::run(args, keys).await,
         ClientCommand::Import(args) => import::run(args, keys).await,
+        ClientCommand::Scrub(args) => scrub::scrub(args, keys).await,
+        ClientCommand::Damage(args) => scrub::damage(args, keys).await,
         ClientCommand::Server { connection, command } => server::run(command, &connection.open(keys)?).await,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lithos_convert::Target;
-use lithos_storage::{BucketRecord, ObjectRecord, Tags, job::NewJob};
+use lithos_storage::{BucketRecord, ObjectRecord, Tags, blob::ZSTD_LEVELS, job::NewJob};
 
 use crate::{app::App, job::Task, zone::ZoneName};
 
@@ -13,6 +13,11 @@ pub(crate) const CONVERT_TO: &str = "convert-to";
 pub(crate) const REPLICATE_TO: &str = "replicate-to";
 /// Bucket tag: zones that want every object of the bucket.
 pub(crate) const ZONES: &str = "zones";
+
+/// Bucket tag: how its objects are compressed at rest: `zstd`, `zstd:LEVEL` or `none`.
+pub(crate) const COMPRESSION: &str = "compression";
+/// The level of zstd where none is given: zstd's own default.
+const ZSTD_LEVEL_DEFAULT: i32 = 3;
 
 /// The object waits to be replicated to a zone (`x-amz-replication-status`).
 pub(crate) const PENDING: &str = "PENDING";
@@ -43,7 +48,27 @@ pub(crate) fn check(tags: &Tags) -> Result<(), String> {
     targets(tags)?;
     zones(tags, REPLICATE_TO)?;
     zones(tags, ZONES)?;
+    compression(tags)?;
     Ok(())
+}
+
+/// The level of zstd at which the tags of a bucket ask for compression.
+pub(crate) fn compression(tags: &Tags) -> Result<Option<i32>, String> {
+    let Some(value) = tags.get(COMPRESSION) else {
+        return Ok(None);
+    };
+    let level = match value.split_once(':') {
+        None if value == "none" => return Ok(None),
+        None if value == "zstd" => Some(ZSTD_LEVEL_DEFAULT),
+        Some(("zstd", level)) => level.parse().ok().filter(|level| ZSTD_LEVELS.contains(level)),
+        _ => None,
+    };
+    let (least, most) = (ZSTD_LEVELS.start(), ZSTD_LEVELS.end());
+    level.map(Some).ok_or_else(|| {
+        format!(
+            "the tag {COMPRESSION} asks for {value:?}: say zstd, zstd:LEVEL with a level of {least} to {most}, or none"
+        )
+    })
 }
 
 /// The jobs that the tags of an object and of its bucket wish for; notes in the record which zones wait for it.
@@ -161,5 +186,16 @@ mod tests {
     fn wishes_that_cannot_come_true_say_why() {
         assert!(check(&tags(CONVERT_TO, "qcow3")).unwrap_err().contains("qcow3"));
         assert!(check(&tags(REPLICATE_TO, "a/b")).unwrap_err().contains("a/b"));
+    }
+
+    #[test]
+    fn compression_is_asked_for_by_name_and_level() {
+        assert_eq!(compression(&Tags::new()), Ok(None));
+        for (value, level) in [("none", None), ("zstd", Some(3)), ("zstd:1", Some(1)), ("zstd:19", Some(19))] {
+            assert_eq!(compression(&tags(COMPRESSION, value)), Ok(level), "{value}");
+        }
+        for bad in ["", "lz4", "zstd:", "zstd:0", "zstd:20", "zstd:x", "none:1"] {
+            assert!(check(&tags(COMPRESSION, bad)).unwrap_err().contains("zstd:LEVEL"), "{bad}");
+        }
     }
 }

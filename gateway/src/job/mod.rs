@@ -4,10 +4,12 @@
 //! [`JobContext`] to report progress to. One file a kind of task does the work.
 
 mod bind;
+mod compress;
 mod convert;
 mod import;
 mod replicate;
 pub(crate) mod runner;
+mod scrub;
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +24,9 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{app::SharedApp, zone::ZoneName};
+
+/// The kind of a scrub, which runs beside the workers.
+const SCRUB: &str = "scrub";
 
 /// What a job is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +61,18 @@ pub(crate) enum Task {
     },
     /// Fetch a URL into an object.
     Import(Box<ImportTask>),
+    /// Hold stored bytes against their checksums.
+    Scrub {
+        /// The one blob to read; all, without it.
+        blob: Option<String>,
+        /// Whether to read as fast as it goes, rather than at the pace of background work.
+        hurry: bool,
+    },
+    /// Compress what a bucket held before it was told to.
+    Compress {
+        /// The bucket.
+        bucket: String,
+    },
 }
 
 /// What an import is to fetch, and what it is to become.
@@ -94,6 +111,9 @@ impl Task {
                 "import",
                 format!("{} to {}/{}", redact_url(&import.url), import.bucket, import.key),
             ),
+            Self::Scrub { blob: None, .. } => (SCRUB, "all blobs".to_owned()),
+            Self::Scrub { blob: Some(blob), .. } => (SCRUB, format!("blob {blob}")),
+            Self::Compress { bucket } => ("compress", bucket.clone()),
         };
         let payload = serde_json::to_vec(self).expect("a task has no map keys but strings");
         NewJob {
@@ -144,7 +164,7 @@ impl From<lithos_storage::Error> for JobError {
         use lithos_storage::ErrorKind as Kind;
         let text = chain(&error);
         match error.kind() {
-            Kind::Io | Kind::Contended | Kind::OutcomeUnknown | Kind::BodyFailed | Kind::IncompleteBody => {
+            Kind::Io | Kind::StorageFull | Kind::Contended | Kind::OutcomeUnknown | Kind::BodyFailed | Kind::IncompleteBody => {
                 Self::Retry(text)
             }
             _ => Self::Failed(text),
@@ -219,6 +239,9 @@ async fn run(context: &Arc<JobContext>, task: Task) -> Result<String, JobError> 
         Task::Replicate { bucket, key, zone } => replicate::run(context, &bucket.parse()?, &key.parse()?, &zone).await,
         Task::Bind { bucket, zone } => bind::run(context, &bucket.parse()?, &zone).await,
         Task::Import(task) => import::run(context, *task).await,
+        Task::Scrub { blob: None, hurry } => scrub::run(context, hurry).await,
+        Task::Scrub { blob: Some(blob), .. } => scrub::run_one(context, blob.parse()?).await,
+        Task::Compress { bucket } => compress::run(context, &bucket.parse()?).await,
     }
 }
 

@@ -11,7 +11,7 @@ use lithos_storage::{
 };
 use tokio::task::JoinSet;
 
-use super::{JobContext, JobError, Task, run};
+use super::{JobContext, JobError, SCRUB, Task, run};
 use crate::app::SharedApp;
 
 /// How often progress is written down, and the lease renewed.
@@ -37,6 +37,11 @@ pub(crate) async fn run_jobs(app: SharedApp) {
 async fn work(app: SharedApp) {
     while !app.stopping.is_cancelled() {
         match app.store.claim_job(app.worker).await {
+            // A scrub takes hours and spends them waiting: it must not keep a worker from what people wait for.
+            Ok(Some(lease)) if lease.job.kind == SCRUB => {
+                let app = Arc::clone(&app);
+                tokio::spawn(async move { run_claimed(&app, lease).await });
+            }
             Ok(Some(lease)) => run_claimed(&app, lease).await,
             Ok(None) => {
                 tokio::select! {

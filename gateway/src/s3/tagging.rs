@@ -87,12 +87,22 @@ pub(super) async fn delete_bucket_tagging(
     Ok(S3Response::new(dto::DeleteBucketTaggingOutput::default()))
 }
 
-/// Sets the tags of a bucket. Zones it is bound to get what it holds already, by one job a zone.
+/// Sets the tags of a bucket, and what they say of compression. Zones it is bound to get what it holds already, by one
+/// job a zone; what it holds is compressed by another.
 async fn tag_bucket(app: &App, bucket: &BucketName, tags: &Tags) -> S3Result<()> {
-    app.store
-        .update_bucket(bucket, |record| record.tags.clone_from(tags))
-        .await
-        .map_err(store_error)?;
+    // Tags are checked where they come in.
+    let compression = wishes::compression(tags).unwrap_or_default();
+    let tagged = app.store.update_bucket(bucket, |record| {
+        record.tags.clone_from(tags);
+        record.compression = compression;
+    });
+    tagged.await.map_err(store_error)?;
+    if compression.is_some() {
+        let task = Task::Compress {
+            bucket: bucket.to_string(),
+        };
+        app.store.queue_job(task.job()).await.map_err(store_error)?;
+    }
     let zones: BTreeSet<_> = wishes::zones(tags, wishes::ZONES).unwrap_or_default();
     for zone in zones.into_iter().filter(|zone| !app.serves(zone)) {
         let task = Task::Bind {

@@ -71,6 +71,9 @@ pub struct BucketRecord {
     /// The access key of the user who created it.
     #[n(4)]
     pub owner: String,
+    /// The level of zstd at which its objects are compressed at rest, if they are.
+    #[n(6)]
+    pub compression: Option<i32>,
 }
 
 #[cfg(test)]

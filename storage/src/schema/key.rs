@@ -105,6 +105,18 @@ impl Keys {
         prefix_range(&key(b'X', &[&owner.0]))
     }
 
+    pub(crate) fn blobs() -> Range<Bytes> {
+        prefix_range(b"X")
+    }
+
+    pub(crate) fn damage(blob: BlobId) -> Bytes {
+        key(b'H', &[&blob.owner.0, &blob.index.to_be_bytes()])
+    }
+
+    pub(crate) fn damages() -> Range<Bytes> {
+        prefix_range(b"H")
+    }
+
     pub(crate) fn intent(blob: BlobId) -> Bytes {
         key(b'I', &[&blob.owner.0, &blob.index.to_be_bytes()])
     }
@@ -137,6 +149,22 @@ impl Keys {
         prefix_range(b"D")
     }
 
+    pub(crate) fn compression(layout: LayoutId) -> Bytes {
+        key(b'K', &[&layout.0])
+    }
+
+    pub(crate) fn compressions() -> Range<Bytes> {
+        prefix_range(b"K")
+    }
+
+    pub(crate) fn compaction(layout: LayoutId) -> Bytes {
+        key(b'Y', &[&layout.0])
+    }
+
+    pub(crate) fn compactions() -> Range<Bytes> {
+        prefix_range(b"Y")
+    }
+
     pub(crate) fn job(job: JobId) -> Bytes {
         key(b'J', &[&job.0])
     }
@@ -165,7 +193,7 @@ impl Keys {
         key(b'M', &[name.as_bytes()])
     }
 
-    /// The blob named by a key of the `I` or `X` table.
+    /// The blob named by a key of the `H`, `I` or `X` table.
     ///
     /// # Errors
     ///

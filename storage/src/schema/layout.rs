@@ -36,6 +36,16 @@ pub(crate) struct BlobRecord {
     /// Its length in bytes.
     #[n(0)]
     pub(crate) len: u64,
+    /// The bytes it takes on the disk, once it was compressed, or found not to be worth it.
+    #[n(1)]
+    pub(crate) stored: Option<u64>,
+}
+
+impl BlobRecord {
+    /// A blob as it was written.
+    pub(crate) fn new(len: u64) -> Self {
+        Self { len, stored: None }
+    }
 }
 
 /// A blob that is being written, or is sealed and waits for its layout.

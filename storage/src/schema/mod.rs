@@ -15,6 +15,9 @@
 //! | `A` | layout id, owner's layout id | empty: the first layout borrows blobs of the second |
 //! | `C` | owner's layout id, layout id | empty: the same fact, found from the owner |
 //! | `D` | layout id | [`DeadLayout`]: to be looked at by the sweep |
+//! | `H` | owner's layout id, blob index | [`DamageRecord`](crate::DamageRecord): a damaged blob |
+//! | `K` | layout id | [`CompressRecord`](crate::compress::CompressRecord): its blobs are to be compressed |
+//! | `Y` | layout id | [`DeadLayout`]: its blobs may be worth compacting |
 //! | `J` | job id | [`JobRecord`](crate::job::JobRecord) |
 //! | `Q` | due time, job id | empty: when the job wants a worker |
 //! | `S` | name | a peer server |
