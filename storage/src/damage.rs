@@ -1,7 +1,8 @@
 //! What is known to be damaged.
 //!
 //! Every read of a blob goes through [`WatchedBlobs`], which notes the damage it meets. [`Store::record_damage`] then
-//! writes it to table `H`, where it stays over restarts until a scrub finds the blob whole again or the blob is gone.
+//! writes it to table `H`, where it stays over restarts until a scrub finds the blob whole again; when the blob goes, it goes
+//! too.
 //! Damaged bytes themselves are never given to anybody: the read has failed.
 //!
 //! What is noted and not yet written is lost in a crash. The next read, or the next scrub, finds it again.
@@ -167,10 +168,7 @@ impl Store {
         let mut rows = Rows::of(Keys::damages());
         while let Some(page) = rows.next(self).await? {
             for (key, record) in page {
-                let blob = Keys::parse_blob(&key)?;
-                if self.is_in_use(blob).await? {
-                    damaged.push((blob, decode(&record)?));
-                }
+                damaged.push((Keys::parse_blob(&key)?, decode(&record)?));
             }
             if damaged.len() >= REPORT_MAX {
                 damaged.truncate(REPORT_MAX);
@@ -212,24 +210,6 @@ impl Store {
             }
         }
         Ok(objects)
-    }
-
-    /// Forgets the damage of blobs that are gone.
-    pub(crate) async fn forget_gone_damage(&self) -> Result<()> {
-        let mut rows = Rows::of(Keys::damages());
-        while let Some(page) = rows.next(self).await? {
-            for (key, _) in page {
-                let blob = Keys::parse_blob(&key)?;
-                if !self.is_in_use(blob).await? {
-                    self.forget_damage(blob).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn is_in_use(&self, blob: BlobId) -> Result<bool> {
-        Ok(self.begin().await?.get(&Keys::blob(blob)).await?.is_some())
     }
 }
 

@@ -252,6 +252,8 @@ impl Store {
         self.return_borrowed(layout).await?;
         transact!(&self.core.kv, |txn| {
             txn.delete(Keys::layout(layout))?;
+            txn.delete(Keys::compression(layout))?;
+            txn.delete(Keys::compaction(layout))?;
             txn.delete(Keys::dead_layout(layout))
         });
         report.layouts += 1;
@@ -292,12 +294,14 @@ impl Store {
     async fn delete_blobs_of(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
         let mut rows = Rows::of(Keys::blobs_of(layout));
         while let Some(page) = rows.next(self).await? {
-            let keys: Vec<Bytes> = page.into_iter().map(|(key, _)| key).collect();
-            for key in &keys {
-                self.core.blobs.delete(Keys::parse_blob(key)?).await?;
+            let mut cleared = Vec::with_capacity(2 * page.len());
+            for (key, _) in page {
+                let blob = Keys::parse_blob(&key)?;
+                self.core.blobs.delete(blob).await?;
                 report.blobs += 1;
+                cleared.extend([key, Keys::damage(blob)]);
             }
-            self.delete_rows(&keys).await?;
+            self.delete_rows(&cleared).await?;
         }
         Ok(())
     }
@@ -362,7 +366,7 @@ impl Store {
                 for blob in unused_blobs(upload, ended, parse_number(&key)?.get(), &decode(&part)?) {
                     self.core.blobs.delete(blob).await?;
                     report.blobs += 1;
-                    cleared.push(Keys::blob(blob));
+                    cleared.extend([Keys::blob(blob), Keys::damage(blob)]);
                 }
                 cleared.push(key);
                 report.parts += 1;

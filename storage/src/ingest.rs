@@ -223,6 +223,7 @@ impl Sink {
             }
             let (id, writer, written) = self.blob.as_mut().expect("a blob was just made");
             let room = usize::try_from(blob_len_max.saturating_sub(*written)).unwrap_or(usize::MAX);
+            self.staging.require_space(data.len().min(room) as u64).await?;
             let part = data.split_to(data.len().min(room));
             let piece = Piece {
                 len: part.len() as u64,

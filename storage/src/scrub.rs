@@ -125,15 +125,12 @@ impl Store {
         get(&mut self.begin().await?, &Keys::meta("scrub")).await
     }
 
-    /// Notes where a pass stands; at its end, forgets the damage of blobs that are gone.
+    /// Notes where a pass stands.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`] if the index fails.
     pub async fn set_scrub_state(&self, state: &ScrubState) -> Result<()> {
-        if state.ended.is_some() {
-            self.forget_gone_damage().await?;
-        }
         transact!(&self.core.kv, |txn| {
             txn.set_durability(Durability::Buffered);
             txn.put(Keys::meta("scrub"), encode(state))

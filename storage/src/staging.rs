@@ -115,12 +115,18 @@ impl Staging {
         &self.core.limits
     }
 
+    /// Makes sure that `bytes` more can be written.
+    pub(crate) async fn require_space(&self, bytes: u64) -> Result<()> {
+        self.core.require_space(bytes).await
+    }
+
     /// Starts a blob: writes its intent, then opens it.
     pub(crate) async fn create_blob(&mut self) -> Result<(BlobId, Box<dyn BlobWriter>)> {
         let id = BlobId {
             owner: self.owner,
             index: random_u64(),
         };
+        self.core.require_space(0).await?;
         let ownership = Arc::new(Ownership {
             core: Arc::clone(&self.core),
             id,
@@ -279,6 +285,7 @@ pub(crate) async fn adopt_blob(txn: &mut Txn, id: BlobId, len: u64) -> Result<()
 /// Turns a blob in use that its layout needs no longer into one that was given up.
 pub(crate) fn abandon_blob(txn: &mut Txn, now: Timestamp, id: BlobId) -> Result<()> {
     txn.delete(Keys::blob(id))?;
+    txn.delete(Keys::damage(id))?;
     txn.put(
         Keys::intent(id),
         encode(&IntentRecord {

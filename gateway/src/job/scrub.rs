@@ -16,6 +16,8 @@ const NAMED_MAX: usize = 8;
 
 /// Reads every blob, at the pace of background work unless `hurry`.
 pub(super) async fn run(context: &JobContext, hurry: bool) -> Result<String, JobError> {
+    context.stage("waiting for another scrub", None);
+    let _turn = context.app.scrubbing.lock().await;
     let store = &context.app.store;
     // Where an earlier attempt of this job was cut off, this one goes on.
     let mut state = match store.scrub_state().await? {
@@ -61,6 +63,8 @@ pub(super) async fn run(context: &JobContext, hurry: bool) -> Result<String, Job
 
 /// Reads one blob, and says what its damage hurts.
 pub(super) async fn run_one(context: &JobContext, blob: BlobId) -> Result<String, JobError> {
+    context.stage("waiting for another scrub", None);
+    let _turn = context.app.scrubbing.lock().await;
     context.stage("reading a blob", None);
     let mut scrub = context.app.store.scrub_blob(blob);
     let mut hurt = Hurt::default();

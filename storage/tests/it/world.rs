@@ -24,6 +24,8 @@ pub(crate) const SMALL: Limits = Limits {
     listed_count_max: 4,
     part_len_min: 1000,
     adopt_batch: 3,
+    reserve: 0,
+    compact_after_millis: 1000,
 };
 
 pub(crate) struct World {
