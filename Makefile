@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test bench lint fmt bootstrap
+.PHONY: help build demo serve test bench bench-many lint fmt bootstrap
 
 # The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
 clients := $(shell deploy/bootstrap --print-path)
@@ -18,7 +18,7 @@ cargo_flags := --release --workspace --locked $(old_rustc)
 server := $(abspath $(or $(CARGO_TARGET_DIR),target))/release/lithos
 
 help: ## lists this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## one image, end to end, through two servers; KEEP=1 leaves them running
 	@deploy/bootstrap demo
@@ -53,6 +53,10 @@ test: ## runs all tests
 bench: ## measures the store: bodies, small puts, long layouts
 	@deploy/bootstrap build
 	cargo bench --bench store $(filter-out --release,$(cargo_flags))
+
+bench-many: ## ten million objects: index, start, listings (minutes, and 10 GiB of disk)
+	@deploy/bootstrap build
+	cargo bench --bench many $(filter-out --release,$(cargo_flags))
 
 lint: ## format, clippy, docs, scripts, licenses
 	@deploy/bootstrap lint

@@ -116,8 +116,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is
-    /// lost or the content took too long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::StorageFull`] if it would take from the reserve;
+    /// [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is lost or the content took too long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
     pub async fn put_object(
         &self,
         bucket: &BucketName,
@@ -131,6 +131,8 @@ impl Store {
             fence,
             ..
         } = new;
+        // What is inline goes to the index; all else has been asked about as it was written.
+        self.core.require_space(0).await?;
         content.staging.adopt_early().await?;
         let draft = ObjectRecord {
             layout_id: content.layout_id(),
