@@ -44,6 +44,7 @@ pub mod clock;
 mod digest;
 mod error;
 pub mod fault;
+mod format;
 mod gc;
 mod hashing;
 mod ingest;
@@ -61,10 +62,12 @@ mod rows;
 mod schema;
 mod staging;
 mod store;
+pub mod upgrade;
 
 pub use self::{
     digest::{DigestSet, Digests},
     error::{Damage, Error, ErrorKind, Result},
+    format::Format,
     gc::{Recovered, SweepReport},
     ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
