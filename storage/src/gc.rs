@@ -17,6 +17,8 @@
 //!   given up is touched meanwhile.
 //! - Names are never used again, except by a replica: its writers and the sweep keep off each other by the intent, which
 //!   stays, as one that is being dropped, until the blob has gone.
+//! - A backup takes its time over the blobs of a moment: until it ends, each step that deletes blobs waits
+//!   (`Core::deletions`).
 //! - What fails is left for the next time, and all else goes on: one damaged folder must not fill the disk.
 
 use bytes::Bytes;
@@ -182,6 +184,7 @@ impl Store {
     /// Drops the blob `id`, unless it is in use: marks its intent, deletes the blob, and then the intent. A crash in between
     /// leaves the mark, so no step needs a sync. Whether that was all: while its layout is pinned, the blob has to wait.
     async fn discard_blob(&self, id: BlobId, report: &mut SweepReport) -> Result<bool> {
+        let _going_on = self.core.deletions.read().await;
         let Some(_claim) = self.core.dropping.claim(id) else {
             return Ok(true); // Somebody else is about it.
         };
@@ -238,6 +241,8 @@ impl Store {
     }
 
     async fn sweep_layout(&self, layout: LayoutId, report: &mut SweepReport) -> Result<()> {
+        // Before the claim: who wants to read the layout would otherwise wait for the backup as well.
+        let _going_on = self.core.deletions.read().await;
         let Some(_claim) = self.core.pins.claim(layout) else {
             return Ok(()); // It is being read; its row brings it up again.
         };
@@ -264,12 +269,15 @@ impl Store {
     async fn mark_dying(&self, layout: LayoutId) -> Result<bool> {
         let dying = transact!(&self.core.kv, |txn| {
             let record: Option<LayoutRecord> = get(&mut txn, &Keys::layout(layout)).await?;
-            let needed = match &record {
-                None => true,
+            let unneeded = match record {
                 Some(record) if record.state == LayoutState::Dying => return Ok(true),
-                Some(record) => record.state == LayoutState::Held || txn.any(Keys::borrowers_of(layout)).await?,
+                Some(record) if record.state == LayoutState::Released => {
+                    let borrowed = txn.any(Keys::borrowers_of(layout)).await?;
+                    (!borrowed).then_some(record)
+                }
+                _ => None,
             };
-            if needed {
+            let Some(mut record) = unneeded else {
                 // When its last borrower goes, it is put here again.
                 txn.delete(Keys::dead_layout(layout))?;
                 if record.is_some_and(|record| record.state == LayoutState::Released) {
@@ -277,15 +285,9 @@ impl Store {
                     txn.put(Keys::compaction(layout), encode(&DeadLayout { not_before }))?;
                 }
                 return Ok(false);
-            }
-            let owns_blobs = record.is_some_and(|record| record.owns_blobs);
-            txn.put(
-                Keys::layout(layout),
-                encode(&LayoutRecord {
-                    state: LayoutState::Dying,
-                    owns_blobs,
-                }),
-            )?;
+            };
+            record.state = LayoutState::Dying;
+            txn.put(Keys::layout(layout), encode(&record))?;
             Ok(true)
         });
         Ok(dying)
@@ -361,6 +363,7 @@ impl Store {
     async fn clear_parts(&self, upload: LayoutId, ended: &EndedUpload, report: &mut SweepReport) -> Result<()> {
         let mut rows = Rows::of(Keys::parts(upload));
         while let Some(page) = rows.next(self).await? {
+            let _going_on = self.core.deletions.read().await;
             let mut cleared = Vec::new();
             for (key, part) in page {
                 for blob in unused_blobs(upload, ended, parse_number(&key)?.get(), &decode(&part)?) {
@@ -396,7 +399,7 @@ async fn is_named(txn: &mut Txn, id: BlobId) -> Result<bool> {
 
 /// Blobs of a part that the completed object has no use for. An aborted upload keeps nothing, but its blobs go with its
 /// layout; the pages of a part of a completed one have been joined into other pages, unless it is the only one.
-fn unused_blobs(upload: LayoutId, ended: &EndedUpload, number: u16, part: &PartRecord) -> Vec<BlobId> {
+pub(crate) fn unused_blobs(upload: LayoutId, ended: &EndedUpload, number: u16, part: &PartRecord) -> Vec<BlobId> {
     let all = || {
         part.blobs
             .iter()

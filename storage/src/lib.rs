@@ -47,6 +47,7 @@ mod damage;
 mod digest;
 mod error;
 pub mod fault;
+mod format;
 mod gc;
 mod hashing;
 mod ingest;
@@ -66,6 +67,7 @@ mod scrub;
 mod space;
 mod staging;
 mod store;
+pub mod upgrade;
 
 pub use self::{
     compact::CompactStep,
@@ -73,6 +75,7 @@ pub use self::{
     damage::DamageRecord,
     digest::{DigestSet, Digests},
     error::{Damage, Error, ErrorKind, Result},
+    format::Format,
     gc::{Recovered, SweepReport},
     ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},

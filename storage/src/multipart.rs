@@ -26,8 +26,8 @@ use crate::{
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,
-        Keys, LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags,
-        UploadRecord, decode, encode,
+        Holder, Keys, LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize,
+        Tags, UploadRecord, decode, encode,
     },
     staging::{Content, Staging, abandon_blob, get},
     store::Store,
@@ -112,6 +112,7 @@ impl Store {
                 encode(&LayoutRecord {
                     state: LayoutState::Held,
                     owns_blobs: true,
+                    holder: Some(Holder::new(bucket.id, key)),
                 }),
             )
         });
@@ -320,7 +321,7 @@ impl Store {
             }
             let mut record = joined.record.clone();
             let jobs = complete(&bucket, &mut record)?;
-            joined.staging.commit(&mut txn, LayoutState::Held).await?;
+            joined.staging.commit(&mut txn, Holder::new(bucket.id, key)).await?;
             txn.delete(Keys::upload(bucket.id, key.as_str(), id))?;
             txn.put(Keys::ended_upload(id), encode(&ended))?;
             let record = write_object(&mut txn, self.now(), &bucket, key, record, condition, &jobs).await?;

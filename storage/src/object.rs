@@ -13,8 +13,8 @@ use crate::{
     pin::LayoutPin,
     read::ObjectReader,
     schema::{
-        BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, JobId, Keys, LayoutId, LayoutRecord,
-        LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, decode, encode,
+        BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, Holder, JobId, Keys, LayoutId,
+        LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, decode, encode,
     },
     staging::{Content, get},
     store::Store,
@@ -152,7 +152,7 @@ impl Store {
         let outcome = transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
             check_fence(&mut txn, fence.as_ref()).await?;
-            content.staging.commit(&mut txn, LayoutState::Held).await?;
+            content.staging.commit(&mut txn, Holder::new(bucket.id, key)).await?;
             let mut record = draft.clone();
             let jobs = complete(&bucket, &mut record)?;
             let record = write_object(&mut txn, self.now(), &bucket, key, record, &condition, &jobs).await?;

@@ -35,7 +35,7 @@ use crate::{
     object::{PutOutcome, WriteCondition, write_object},
     read::ReadStream,
     schema::{
-        BlobRecord, BucketId, BucketName, DeadLayout, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord,
+        BlobRecord, BucketId, BucketName, DeadLayout, Holder, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord,
         LayoutState, ObjectKey, ObjectRecord, encode,
     },
     staging::{INTENT_MILLIS, borrow, get},
@@ -254,7 +254,7 @@ impl Store {
                 return Ok(ReplicaOutcome::Superseded);
             }
             if !reach.is_empty() {
-                hold(&mut txn, record.layout_id).await?;
+                hold(&mut txn, record.layout_id, Holder::new(bucket.id, key)).await?;
             }
             let mut record = record.clone();
             // What this server has made of the same version stays known.
@@ -505,8 +505,12 @@ async fn wait(txn: &mut Txn, layout: LayoutId, owns_blobs: bool, not_before: Tim
     if state == LayoutState::Dying {
         return Err(being_swept(layout));
     }
-    let owns_blobs = owns_blobs || known.is_some_and(|known| known.owns_blobs);
-    txn.put(key, encode(&LayoutRecord { state, owns_blobs }))?;
+    let record = LayoutRecord {
+        state,
+        owns_blobs: owns_blobs || known.as_ref().is_some_and(|known| known.owns_blobs),
+        holder: known.and_then(|known| known.holder),
+    };
+    txn.put(key, encode(&record))?;
     if state == LayoutState::Released {
         txn.put(Keys::dead_layout(layout), encode(&DeadLayout { not_before }))?;
     }
@@ -514,13 +518,14 @@ async fn wait(txn: &mut Txn, layout: LayoutId, owns_blobs: bool, not_before: Tim
 }
 
 /// Gives a layout that waits to an object version.
-async fn hold(txn: &mut Txn, layout: LayoutId) -> Result<()> {
+async fn hold(txn: &mut Txn, layout: LayoutId, holder: Holder) -> Result<()> {
     let key = Keys::layout(layout);
     let known: Option<LayoutRecord> = get(txn, &key).await?;
     let Some(mut record) = known.filter(|known| known.state != LayoutState::Dying) else {
         return Err(being_swept(layout));
     };
     record.state = LayoutState::Held;
+    record.holder = Some(holder);
     txn.put(key, encode(&record))?;
     txn.delete(Keys::dead_layout(layout))
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     error::Result,
-    kv::{Order, Scan, Txn},
+    kv::{Order, SCAN_ROWS_MAX, Scan, Snapshot, Txn},
     store::Store,
 };
 
@@ -51,5 +51,37 @@ impl Rows {
             None => self.more = false,
         }
         Ok(Some(page.rows))
+    }
+}
+
+/// What is left to see of a range of one snapshot: for work over whole tables, which protects nothing.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    range: Range<Bytes>,
+    more: bool,
+}
+
+impl Pages {
+    /// All of `range`.
+    pub(crate) fn of(range: Range<Bytes>) -> Self {
+        Self { range, more: true }
+    }
+
+    /// The next rows, in order; `None` at the end of the range.
+    pub(crate) async fn next(&mut self, snapshot: &dyn Snapshot) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        if !self.more {
+            return Ok(None);
+        }
+        let scan = Scan {
+            range: self.range.clone(),
+            limit: SCAN_ROWS_MAX,
+            order: Order::Ascending,
+        };
+        let page = snapshot.scan(&scan).await?;
+        self.more = page.more;
+        if let Some((last, _)) = page.rows.last() {
+            self.range.start = [&last[..], &[0]].concat().into();
+        }
+        Ok((!page.rows.is_empty()).then_some(page.rows))
     }
 }

@@ -25,8 +25,8 @@ use crate::{
     layout::{Extent, Layout, LayoutBuilder, Piece},
     pin::LayoutPin,
     schema::{
-        BlobRecord, DeadLayout, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, decode, encode,
-        random_u64,
+        BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, decode,
+        encode, random_u64,
     },
     store::{Core, Limits, Store},
 };
@@ -176,9 +176,9 @@ impl Staging {
         Ok(())
     }
 
-    /// Writes to `txn` what makes the blobs and borrowings those of a layout in `state`. Content with more blobs than a
+    /// Writes to `txn` what makes the blobs and borrowings those of a layout that `holder` has. Content with more blobs than a
     /// transaction should hold has been through [`Staging::adopt_early`] before.
-    pub(crate) async fn commit(&self, txn: &mut Txn, state: LayoutState) -> Result<()> {
+    pub(crate) async fn commit(&self, txn: &mut Txn, holder: Holder) -> Result<()> {
         self.commit_part(txn).await?;
         let known: Option<LayoutRecord> = get(txn, &Keys::layout(self.owner)).await?;
         let owns_blobs = !self.blobs.is_empty() || known.as_ref().is_some_and(|known| known.owns_blobs);
@@ -189,7 +189,12 @@ impl Staging {
                     "the content took too long and was swept",
                 ));
             }
-            txn.put(Keys::layout(self.owner), encode(&LayoutRecord { state, owns_blobs }))?;
+            let record = LayoutRecord {
+                state: LayoutState::Held,
+                owns_blobs,
+                holder: Some(holder),
+            };
+            txn.put(Keys::layout(self.owner), encode(&record))?;
             txn.delete(Keys::dead_layout(self.owner))?;
         }
         Ok(())
@@ -218,6 +223,7 @@ impl Staging {
                 let record = LayoutRecord {
                     state: LayoutState::Released,
                     owns_blobs: true,
+                    holder: None,
                 };
                 txn.put(Keys::layout(self.owner), encode(&record))?;
                 txn.put(Keys::dead_layout(self.owner), encode(&DeadLayout { not_before }))
@@ -260,6 +266,7 @@ async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
     match txn.commit().await {
         Outcome::Committed(_) => Ok(()),
         Outcome::Conflict => Err(Error::new(ErrorKind::Contended, "a blind write met a conflict")),
+        Outcome::Unknown(source) if source.kind() == ErrorKind::ReadOnly => Err(source),
         Outcome::Unknown(source) => Err(Error::new(
             ErrorKind::OutcomeUnknown,
             "the index could not say whether it committed",

@@ -5,17 +5,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, RwLock, broadcast};
 
 use crate::{
     blob::{BLOB_LEN_MAX, BlobId, Blobs},
     clock::{Clock, Timestamp},
     damage::{DamageInbox, WatchedBlobs},
-    error::{Error, ErrorKind, Result},
-    kv::{Kv, Txn, transact},
+    error::Result,
+    format,
+    kv::{Kv, Txn},
     pin::Pins,
-    schema::{FORMAT_VERSION, JobId, Keys, LayoutId},
+    schema::{JobId, Keys, LayoutId},
     space::SpaceWatch,
 };
 
@@ -73,6 +73,9 @@ pub(crate) struct Core {
     pub(crate) pins: Arc<Pins<LayoutId>>,
     /// Blobs that are being dropped: two that drop one blob would each remove what the other made way for.
     pub(crate) dropping: Arc<Pins<BlobId>>,
+    /// Whoever deletes blobs holds this shared for each step, rows and files together. A backup holds it alone: until it
+    /// has copied them, no blob goes that the rows of its moment name.
+    pub(crate) deletions: Arc<RwLock<()>>,
     /// Blobs whose writer gave up, or that a committed transaction has dropped.
     discarded: Mutex<VecDeque<BlobId>>,
     /// There is something to sweep.
@@ -94,7 +97,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidArgument`] if the index was written in another format; [`ErrorKind::Io`] if it cannot be read.
+    /// [`ErrorKind::Format`](crate::ErrorKind::Format) if the index was written in another format;
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot be read.
     pub async fn open(kv: Arc<dyn Kv>, blobs: Arc<dyn Blobs>, clock: Arc<dyn Clock>) -> Result<Self> {
         Self::open_with(kv, blobs, clock, Limits::default()).await
     }
@@ -110,7 +114,18 @@ impl Store {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> Result<Self> {
-        check_format(&kv).await?;
+        format::adopt(&kv).await?;
+        Ok(Self::assemble(kv, blobs, clock, limits, Arc::default()))
+    }
+
+    /// The store over engines whose format has been checked. Who shares `deletions` can make blobs stay.
+    pub(crate) fn assemble(
+        kv: Arc<dyn Kv>,
+        blobs: Arc<dyn Blobs>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+        deletions: Arc<RwLock<()>>,
+    ) -> Self {
         let damage = Arc::<DamageInbox>::default();
         let core = Core {
             kv,
@@ -123,6 +138,7 @@ impl Store {
             limits,
             pins: Arc::default(),
             dropping: Arc::default(),
+            deletions,
             discarded: Mutex::default(),
             swept: Notify::new(),
             queued: Notify::new(),
@@ -131,7 +147,7 @@ impl Store {
             compressible: Notify::new(),
             space: SpaceWatch::default(),
         };
-        Ok(Self { core: Arc::new(core) })
+        Self { core: Arc::new(core) }
     }
 
     /// The blobs under the objects.
@@ -148,7 +164,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if it cannot.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot.
     pub async fn check(&self) -> Result<()> {
         self.core
             .kv
@@ -175,23 +191,4 @@ impl Core {
     pub(crate) fn discarded(&self) -> MutexGuard<'_, VecDeque<BlobId>> {
         self.discarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn check_format(kv: &Arc<dyn Kv>) -> Result<()> {
-    let found = transact!(kv, |txn| {
-        let key = Keys::meta("format");
-        if let Some(found) = txn.get(&key).await? {
-            return Ok(found);
-        }
-        let ours = Bytes::copy_from_slice(&FORMAT_VERSION.to_be_bytes());
-        txn.put(key, ours.clone())?;
-        Ok(ours)
-    });
-    if found.as_ref() != FORMAT_VERSION.to_be_bytes() {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("the index has another format than version {FORMAT_VERSION}, the only one this release reads"),
-        ));
-    }
-    Ok(())
 }

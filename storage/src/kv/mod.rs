@@ -31,7 +31,7 @@ use bytes::Bytes;
 
 pub use self::{
     memory::{MemoryKv, UnknownCommit},
-    rocks::RocksKv,
+    rocks::{RocksKv, RocksReader},
     txn::{Retry, Txn},
 };
 use crate::error::{Error, Result};
@@ -117,7 +117,8 @@ pub enum Outcome {
     Committed(Version),
     /// Something that was read has changed; nothing was written.
     Conflict,
-    /// The engine failed: the writes may or may not be there.
+    /// The engine failed: the writes may or may not be there. An engine for reading only says so by an error of kind
+    /// [`ReadOnly`](crate::ErrorKind::ReadOnly): then they are not.
     Unknown(Error),
 }
 

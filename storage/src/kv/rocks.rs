@@ -34,6 +34,7 @@
 //! [`WRITE_BUFFER_LEN`].
 
 mod committer;
+mod reader;
 
 use std::{fs::File, io, path::Path, sync::Arc};
 
@@ -41,10 +42,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, IteratorMode, Options, ReadOptions, ReadTier,
+    checkpoint::Checkpoint,
 };
 use self_cell::self_cell;
 
 use self::committer::Committer;
+pub use self::reader::RocksReader;
 use super::{
     Commit, Kv, Order, Outcome, Page, Scan, Snapshot, Version,
     occ::{History, LiveVersion},
@@ -90,6 +93,18 @@ impl RocksKv {
         let history = History::new(start);
         let committer = Committer::start(Arc::clone(&db), Arc::clone(&history), start)?;
         Ok(Self { db, history, committer })
+    }
+
+    /// Makes the folder `to`, which must not exist, a store with all that is committed now, while this one goes on. Tables
+    /// are linked where both folders are in one file system, else copied. Blocks; what it wrote is not synced.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails, or `to` exists.
+    pub fn checkpoint(&self, to: &Path) -> Result<()> {
+        let failed = |error| engine_error(format!("copy the index to {}", to.display()), error);
+        let checkpoint = Checkpoint::new(&self.db).map_err(failed)?;
+        checkpoint.create_checkpoint(to).map_err(failed)
     }
 }
 

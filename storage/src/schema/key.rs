@@ -189,6 +189,11 @@ impl Keys {
         prefix_range(b"S")
     }
 
+    /// All keys of a table.
+    pub(crate) fn table(table: u8) -> Range<Bytes> {
+        prefix_range(&[table])
+    }
+
     pub(crate) fn meta(name: &str) -> Bytes {
         key(b'M', &[name.as_bytes()])
     }
@@ -227,6 +232,15 @@ impl Keys {
             .and_then(|rest| rest.first_chunk::<8>())
             .ok_or_else(|| damaged(row))?;
         Ok(Timestamp(u64::from_be_bytes(*due)))
+    }
+
+    /// The id that a key begins with, and what follows it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] if the key is too short to hold one.
+    pub(crate) fn parse_first_id(row: &[u8]) -> Result<([u8; 16], &[u8])> {
+        split_id(row.get(1..).unwrap_or_default())
     }
 
     /// The object key in a key of the `O` table.

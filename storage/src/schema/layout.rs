@@ -2,6 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
+use super::{BucketId, ObjectKey};
 use crate::clock::Timestamp;
 
 /// A layout that owns blobs or borrows some of another layout's.
@@ -13,6 +14,31 @@ pub(crate) struct LayoutRecord {
     /// Whether it owns blobs; if not, a copy of it borrows from the same owners instead of from it.
     #[n(1)]
     pub(crate) owns_blobs: bool,
+    /// What has it, or had it last. Since format 2; a layout that nothing has had yet has none.
+    #[n(2)]
+    pub(crate) holder: Option<Holder>,
+}
+
+/// The way from a layout back to the record that refers to it: the object of that name whose version has the layout's
+/// id, or else the upload of that name and id. Completing an upload leaves its name as it is, so both are found alike.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Holder {
+    /// The bucket.
+    #[n(0)]
+    pub(crate) bucket: BucketId,
+    /// The object's key, or that of the object to be.
+    #[n(1)]
+    pub(crate) key: String,
+}
+
+impl Holder {
+    /// The object `key` of `bucket`, or an upload to it.
+    pub(crate) fn new(bucket: BucketId, key: &ObjectKey) -> Self {
+        Self {
+            bucket,
+            key: key.as_str().to_owned(),
+        }
+    }
 }
 
 /// The life of a layout. It only moves forward, except that a replica may hold a released one again.

@@ -21,7 +21,7 @@
 //! | `J` | job id | [`JobRecord`](crate::job::JobRecord) |
 //! | `Q` | due time, job id | empty: when the job wants a worker |
 //! | `S` | name | a peer server |
-//! | `M` | name | facts about the store itself, such as its format version |
+//! | `M` | name | facts about the store itself, its format version (`format`) and the release that wrote last (`release`) |
 //!
 //! Ids are 16 bytes, numbers big-endian, so that keys sort as their parts do. Values are CBOR arrays with numbered
 //! fields (RFC 8949), so that a later version can add fields that an earlier record lacks.
@@ -43,7 +43,7 @@ pub use self::{
 pub(crate) use self::{
     id::random_u64,
     key::{Keys, upload_key_parts},
-    layout::{BlobRecord, DeadLayout, IntentRecord, IntentStage, LayoutRecord, LayoutState},
+    layout::{BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, LayoutRecord, LayoutState},
     upload::EndedUpload,
 };
 
@@ -52,8 +52,13 @@ use minicbor::{Decode, Encode};
 
 use crate::error::{Error, Result};
 
-/// The format of what this version writes. A store of another format is not opened.
-pub(crate) const FORMAT_VERSION: u64 = 1;
+/// The format of what this version writes. A store of another format is not opened; `upgrade` knows the way from older ones.
+///
+/// | format | since then |
+/// | --- | --- |
+/// | 1 | the tables above |
+/// | 2 | a [`LayoutRecord`] names its holder; blob files may be compressed |
+pub(crate) const FORMAT_VERSION: u64 = 2;
 
 /// Renders a record.
 pub(crate) fn encode<T: Encode<()>>(record: &T) -> Bytes {
