@@ -6,7 +6,7 @@
 //! | what | found by | done |
 //! | --- | --- | --- |
 //! | blobs given up by their writer, or replaced | a list in memory; after a crash by their intents | intent marked as dropped, blob, intent |
-//! | layouts released by a delete or a replacement | rows of table `D` | blobs, then rows |
+//! | layouts released by a delete or a replacement | rows of table `D` | blobs, then rows; one that others borrow from is left to `compact` |
 //! | parts of an upload that ended | rows of table `E` | left-out parts' blobs, then part records |
 //! | intents that expired | rows of table `I` | as a blob given up |
 //! | blobs that no row names (a crash of the machine before the intent was synced) | listing the blobs | deleted |
@@ -273,6 +273,10 @@ impl Store {
                 Some(record) if record.state == LayoutState::Dying => return Ok(true),
                 Some(record) if record.state == LayoutState::Released => {
                     let borrowed = txn.any(Keys::borrowers_of(layout)).await?;
+                    if borrowed {
+                        let not_before = self.now().plus_millis(self.core.limits.compact_after_millis);
+                        txn.put(Keys::compaction(layout), encode(&DeadLayout { not_before }))?;
+                    }
                     (!borrowed).then_some(record)
                 }
                 _ => None,
@@ -280,10 +284,6 @@ impl Store {
             let Some(mut record) = unneeded else {
                 // When its last borrower goes, it is put here again.
                 txn.delete(Keys::dead_layout(layout))?;
-                if record.is_some_and(|record| record.state == LayoutState::Released) {
-                    let not_before = self.now().plus_millis(self.core.limits.compact_after_millis);
-                    txn.put(Keys::compaction(layout), encode(&DeadLayout { not_before }))?;
-                }
                 return Ok(false);
             };
             record.state = LayoutState::Dying;
