@@ -4,10 +4,11 @@
 
 mod concurrent;
 mod conflict;
+mod counter;
 #[cfg(test)]
 mod model;
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
@@ -37,6 +38,7 @@ pub async fn run(make: impl AsyncFn() -> Arc<dyn Kv>) {
     scan_bounds_are_errors(&make().await).await;
     binary_keys_sort_by_bytes(&make().await).await;
     conflict::run(&make).await;
+    counter::run(&make).await;
     concurrent::run(&make).await;
 }
 
@@ -290,7 +292,9 @@ async fn empty_commit_is_committed(kv: &Arc<dyn Kv>) {
         read_version: kv.snapshot().await.expect("a snapshot is given").version(),
         read_keys: Vec::new(),
         read_ranges: Vec::new(),
-        writes: std::collections::BTreeMap::new(),
+        writes: BTreeMap::new(),
+        adds: BTreeMap::new(),
+        at_most: BTreeMap::new(),
         durability: Durability::Synced,
     };
     assert!(matches!(kv.commit(commit).await, Outcome::Committed(_)));

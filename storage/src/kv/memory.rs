@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{
     Commit, Kv, Order, Outcome, Page, Scan, Snapshot, Version,
-    occ::{History, LiveVersion, Validator},
+    occ::{Admitted, History, LiveVersion, Validator},
     page,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -87,12 +87,18 @@ impl Kv for MemoryKv {
     async fn commit(&self, commit: Commit) -> Outcome {
         let mut state = self.lock();
         state.validator.forget(self.history.oldest());
-        let Some(version) = state.validator.admit(&commit) else {
-            return Outcome::Conflict;
+        let rows = Arc::clone(&state.rows);
+        let Admitted { version, sums } = match state.validator.admit(&commit, |key| Ok(rows.get(key).cloned())) {
+            Ok(Some(admitted)) => admitted,
+            Ok(None) => return Outcome::Conflict,
+            Err(error) => return Outcome::Unknown(error),
         };
+        drop(rows);
         let failure = state.failure.take();
         if failure != Some(UnknownCommit::Lost) {
-            apply(Arc::make_mut(&mut state.rows), commit.writes);
+            let rows = Arc::make_mut(&mut state.rows);
+            apply(rows, commit.writes);
+            apply(rows, sums);
         }
         // A lost commit leaves a version with nothing in it; were it not visible, all who read its keys would conflict.
         self.history.publish(version);

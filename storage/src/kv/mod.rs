@@ -8,6 +8,9 @@
 //! - **Three ends.** [`Outcome::Committed`]: durable, as [`Durability`] says, and visible. [`Outcome::Conflict`]:
 //!   nothing happened; `transact!` runs the body again. [`Outcome::Unknown`]: the engine failed in between, and only
 //!   a later look at the store can tell. Callers must then neither undo nor acknowledge.
+//! - **Counters.** Transactions that add to one counter ([`Txn::add`]) do not conflict with each other, and a limit on it
+//!   ([`Txn::require_at_most`]) holds in the serial order. Who reads a counter with [`Txn::get`] or a scan is protected
+//!   from additions as from any other change.
 //! - **Bounds.** Keys, values, operations and bytes per transaction are bounded by the constants below, in every
 //!   engine. Over a bound is an error when the operation is made, never a silent split.
 //!
@@ -18,6 +21,7 @@
 //! Left to others: what keys and values mean (`schema`).
 
 pub mod contract;
+mod counter;
 mod memory;
 mod occ;
 mod page;
@@ -41,7 +45,8 @@ pub(crate) use txn::transact;
 pub const KEY_LEN_MAX: usize = 2 << 10;
 /// Longest value, in bytes. What may grow beyond belongs in a blob.
 pub const VALUE_LEN_MAX: usize = 64 << 10;
-/// Most operations of one transaction: keys read, ranges scanned and keys written, each counting one.
+/// Most operations of one transaction: keys read, ranges scanned, keys written, counters added to and limits required,
+/// each counting one.
 pub const TXN_OPS_MAX: usize = 4096;
 /// Most bytes of keys and values that one transaction may write.
 pub const TXN_BYTES_MAX: usize = 4 << 20;
@@ -106,6 +111,10 @@ pub struct Commit {
     pub read_ranges: Vec<Range<Bytes>>,
     /// New values, and `None` for keys to delete.
     pub writes: BTreeMap<Bytes, Option<Bytes>>,
+    /// What to add to counters. No key of `writes` is among them.
+    pub adds: BTreeMap<Bytes, i64>,
+    /// The most that counters may hold once this commit, and all before it in the serial order, have been added.
+    pub at_most: BTreeMap<Bytes, u64>,
     /// When the commit counts as done.
     pub durability: Durability,
 }
@@ -115,7 +124,8 @@ pub struct Commit {
 pub enum Outcome {
     /// The writes are durable and visible.
     Committed(Version),
-    /// Something that was read has changed; nothing was written.
+    /// Something that was read has changed, or a counter would be over its limit; nothing was written. What it lost
+    /// against is in every later snapshot.
     Conflict,
     /// The engine failed: the writes may or may not be there. An engine for reading only says so by an error of kind
     /// [`ReadOnly`](crate::ErrorKind::ReadOnly): then they are not.

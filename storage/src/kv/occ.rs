@@ -17,6 +17,12 @@
 //! - A transaction that only reads is serialised right after the last commit that its rows contain. Engines apply
 //!   a group of commits in one step, so the rows never hold half of one.
 //!
+//! # Counters
+//!
+//! What a transaction adds to a counter is no read, so additions do not conflict. They are summed up, and limits checked,
+//! when the commit is admitted, over the rows that the commits before it leave: at its place in the serial order. An
+//! addition counts as a write of its key, so whoever has read the counter meets a conflict.
+//!
 //! # Why not RocksDB's own transactions
 //!
 //! Both its optimistic and its pessimistic ones track single keys. Neither protects a scanned range: a row that another
@@ -36,7 +42,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Commit, Version};
+use super::{
+    Commit, Version,
+    counter::{self, Rows},
+};
+use crate::error::Result;
 
 /// Most written keys that are remembered: 16 of the largest transactions, or seconds of small ones, for one snapshot
 /// that stays open. With their tree nodes they take about 8 MiB beside the bytes of the keys.
@@ -124,6 +134,15 @@ impl Drop for LiveVersion {
     }
 }
 
+/// A commit that is to be written.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    /// Its place in the history.
+    pub(super) version: Version,
+    /// The rows of the counters that it adds to, to be written with the others.
+    pub(super) sums: Rows,
+}
+
 /// Admits commits, one at a time.
 #[derive(Debug)]
 pub(super) struct Validator {
@@ -153,18 +172,41 @@ impl Validator {
         }
     }
 
-    /// Gives `commit` the next version if nothing that it read has changed since. Its writes then count as made, and
-    /// the version must be published or be the last: who has read their keys meets a conflict until then.
-    pub(super) fn admit(&mut self, commit: &Commit) -> Option<Version> {
+    /// The last version that was given.
+    pub(super) fn last(&self) -> Version {
+        self.last
+    }
+
+    /// Gives `commit` the next version if nothing that it read has changed since, and no counter is over its limit. Its
+    /// writes and additions then count as made, and the version must be published or be the last: who has read their keys
+    /// meets a conflict until then.
+    ///
+    /// `stored` gives the rows as all admitted commits leave them.
+    ///
+    /// # Errors
+    ///
+    /// The error of `stored`; [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if a row is no counter. The commit is not
+    /// admitted then.
+    pub(super) fn admit(
+        &mut self,
+        commit: &Commit,
+        stored: impl Fn(&[u8]) -> Result<Option<Bytes>>,
+    ) -> Result<Option<Admitted>> {
         if !self.is_valid(commit) {
-            return None;
+            return Ok(None);
         }
+        let Some(sums) = counter::settle(commit, stored)? else {
+            return Ok(None);
+        };
         self.last = Version(self.last.0 + 1);
-        for key in commit.writes.keys() {
+        for key in commit.writes.keys().chain(commit.adds.keys()) {
             self.record(key);
         }
         self.shrink();
-        Some(self.last)
+        Ok(Some(Admitted {
+            version: self.last,
+            sums,
+        }))
     }
 
     /// Forgets the writes that `oldest`, the oldest open snapshot, contains.
@@ -234,14 +276,22 @@ mod tests {
             read_keys: reads.iter().map(|key| bytes(key)).collect(),
             read_ranges: ranges.iter().map(|(start, end)| bytes(start)..bytes(end)).collect(),
             writes: writes.iter().map(|key| (bytes(key), None)).collect(),
+            adds: BTreeMap::new(),
+            at_most: BTreeMap::new(),
             durability: Durability::Synced,
         }
+    }
+
+    /// Admits a commit over no rows.
+    fn admit(validator: &mut Validator, commit: &Commit) -> Option<Version> {
+        let admitted = validator.admit(commit, |_| Ok(None)).unwrap();
+        admitted.map(|admitted| admitted.version)
     }
 
     #[test]
     fn a_commit_is_admitted_unless_its_reads_have_changed() {
         let mut validator = Validator::new(Version(10));
-        assert_eq!(validator.admit(&commit(10, &[], &[], &["b"])), Some(Version(11)));
+        assert_eq!(admit(&mut validator, &commit(10, &[], &[], &["b"])), Some(Version(11)));
         let cases = [
             (commit(10, &["b"], &[], &["x"]), false, "a key written since"),
             (commit(11, &["b"], &[], &["x"]), true, "a key written before"),
@@ -266,7 +316,7 @@ mod tests {
             (commit(9, &[], &[], &["x"]), true, "a blind write is never too old"),
         ];
         for (commit, admitted, what) in cases {
-            assert_eq!(validator.admit(&commit).is_some(), admitted, "{what}");
+            assert_eq!(admit(&mut validator, &commit).is_some(), admitted, "{what}");
         }
     }
 
@@ -274,20 +324,20 @@ mod tests {
     fn what_the_oldest_snapshot_contains_is_forgotten() {
         let mut validator = Validator::new(Version(0));
         for key in ["a", "b", "a"] {
-            validator.admit(&commit(0, &[], &[], &[key]));
+            admit(&mut validator, &commit(0, &[], &[], &[key]));
         }
         validator.forget(Version(2));
         assert_eq!(validator.order.len(), 1);
         assert_eq!(validator.latest.len(), 1);
         assert!(
-            validator.admit(&commit(1, &["z"], &[], &["x"])).is_none(),
+            admit(&mut validator, &commit(1, &["z"], &[], &["x"])).is_none(),
             "older than the floor"
         );
         assert!(
-            validator.admit(&commit(2, &["a"], &[], &["x"])).is_none(),
+            admit(&mut validator, &commit(2, &["a"], &[], &["x"])).is_none(),
             "written by version 3"
         );
-        assert!(validator.admit(&commit(2, &["b"], &[], &["x"])).is_some());
+        assert!(admit(&mut validator, &commit(2, &["b"], &[], &["x"])).is_some());
         validator.forget(Version(9));
         assert_eq!((validator.latest.len(), validator.bytes), (0, 0));
     }
@@ -297,10 +347,10 @@ mod tests {
         let mut validator = Validator::new(Version(0));
         validator.keys_max = 2;
         for key in ["a", "b", "c"] {
-            validator.admit(&commit(0, &[], &[], &[key]));
+            admit(&mut validator, &commit(0, &[], &[], &[key]));
         }
-        assert!(validator.admit(&commit(0, &["z"], &[], &["x"])).is_none());
-        assert!(validator.admit(&commit(1, &["z"], &[], &["x"])).is_some());
+        assert!(admit(&mut validator, &commit(0, &["z"], &[], &["x"])).is_none());
+        assert!(admit(&mut validator, &commit(1, &["z"], &[], &["x"])).is_some());
         assert_eq!(validator.order.len(), 2);
     }
 
@@ -319,5 +369,27 @@ mod tests {
         drop(third);
         history.publish(Version(9));
         assert_eq!(history.oldest(), Version(9));
+    }
+
+    #[test]
+    fn additions_are_writes_but_no_reads() {
+        let mut validator = Validator::new(Version(10));
+        let add = |read_keys: &[&str], at_most: Option<u64>| {
+            let counter = Bytes::from("counter");
+            let mut commit = commit(10, read_keys, &[], &[]);
+            commit.adds.insert(counter.clone(), 5);
+            commit.at_most.extend(at_most.map(|max| (counter, max)));
+            commit
+        };
+        assert_eq!(admit(&mut validator, &add(&[], None)), Some(Version(11)));
+        assert_eq!(admit(&mut validator, &add(&[], Some(5))), Some(Version(12)));
+        assert_eq!(admit(&mut validator, &add(&[], Some(4))), None, "over its limit");
+        assert_eq!(admit(&mut validator, &add(&["counter"], None)), None, "it was read");
+        assert!(
+            validator
+                .admit(&add(&[], None), |_| Ok(Some(Bytes::from("no counter"))))
+                .is_err()
+        );
+        assert_eq!(validator.last(), Version(12), "what is not admitted takes no version");
     }
 }

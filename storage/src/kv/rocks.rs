@@ -1,7 +1,8 @@
 //! The embedded engine: RocksDB for the rows, optimistic transactions on top.
 //!
-//! One thread, the committer, checks and writes all commits in groups; `rocks/committer.rs` tells how, and what a
-//! failed write means. Readers hold a RocksDB snapshot and never wait for a writer.
+//! One thread, the committer, checks and writes all commits in groups; `rocks/committer.rs` tells how. Readers hold a
+//! RocksDB snapshot and never wait for a writer. After a failed write (a full disk) the store refuses commits, goes on
+//! reading, and opens the database again by itself; `rocks/recovery.rs` tells how, and what is guaranteed.
 //!
 //! # What survives
 //!
@@ -30,51 +31,40 @@
 //!
 //! # Memory
 //!
-//! At most [`BLOCK_CACHE_LEN`] of blocks, with indexes and filters among them, and [`WRITE_BUFFERS`] memtables of
-//! [`WRITE_BUFFER_LEN`].
+//! At most [`BLOCK_CACHE_LEN`](folder::BLOCK_CACHE_LEN) of blocks, with indexes and filters among them, and
+//! [`WRITE_BUFFERS`](folder::WRITE_BUFFERS) memtables of [`WRITE_BUFFER_LEN`](folder::WRITE_BUFFER_LEN). While it recovers,
+//! the rows of the log once more.
 
 mod committer;
+mod folder;
 mod reader;
+mod recovery;
+mod seat;
+mod view;
 
-use std::{fs::File, io, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, IteratorMode, Options, ReadOptions, ReadTier,
-    checkpoint::Checkpoint,
-};
-use self_cell::self_cell;
+use rocksdb::{ReadTier, checkpoint::Checkpoint};
 
-use self::committer::Committer;
 pub use self::reader::RocksReader;
-use super::{
-    Commit, Kv, Order, Outcome, Page, Scan, Snapshot, Version,
-    occ::{History, LiveVersion},
-    page,
+use self::{
+    committer::Committer,
+    folder::{Folder, Opener},
+    seat::Seat,
+    view::View,
 };
+use super::{Commit, Kv, Outcome, Page, Scan, Snapshot, Version, occ::LiveVersion};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Decompressed blocks, indexes and filters kept in memory: at 1 KB an object, those of some 60,000 recent ones.
-const BLOCK_CACHE_LEN: usize = 64 << 20;
-/// Bytes of new rows in memory before they are written to a table, and so also what an opening reads from the log.
-const WRITE_BUFFER_LEN: usize = 16 << 20;
-/// One that is filled, one that is written out, and one to spare before commits have to wait.
-const WRITE_BUFFERS: i32 = 3;
-/// Open table files: 16 GiB of index at 64 MiB a table. More are opened and closed as needed.
-const OPEN_FILES_MAX: i32 = 256;
-/// RocksDB's own text log: four files of a mebibyte tell enough of the past.
-const INFO_LOG_LEN: usize = 1 << 20;
-const INFO_LOGS: usize = 4;
-/// Tables are written back to the disk in steps of this many bytes, so that a commit's sync does not queue behind a
-/// whole table.
-const WRITE_BACK_LEN: u64 = 512 << 10;
+/// How the operating system says that there is no room, or that a quota of the file system is used up (ENOSPC, EDQUOT).
+const FULL_TEXTS: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// A store in a folder of its own.
 #[derive(Debug)]
 pub struct RocksKv {
-    db: Arc<DB>,
-    history: Arc<History>,
+    seat: Arc<Seat>,
     committer: Committer,
 }
 
@@ -83,16 +73,18 @@ impl RocksKv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Corrupt`] if stored bytes are damaged; [`ErrorKind::Io`] if the disk fails, or the folder is open
-    /// already, here or in another process.
+    /// [`ErrorKind::Corrupt`] if stored bytes are damaged; [`ErrorKind::StorageFull`] if there is no room to write out what
+    /// the log holds; [`ErrorKind::Io`] if the disk fails, or the folder is open already, here or in another process.
     pub fn open(path: &Path) -> Result<Self> {
-        create_folder(path).map_err(|error| Error::io(format!("create the folder {}", path.display()), error))?;
-        let db = DB::open(&options(), path).map_err(|error| open_error(path, error))?;
-        let db = Arc::new(db);
+        Self::open_by(Box::new(Folder::take(path)?))
+    }
+
+    fn open_by(opener: Box<dyn Opener>) -> Result<Self> {
+        let db = opener.open()?;
         let start = Version(db.latest_sequence_number());
-        let history = History::new(start);
-        let committer = Committer::start(Arc::clone(&db), Arc::clone(&history), start)?;
-        Ok(Self { db, history, committer })
+        let seat = Seat::new(db, start);
+        let committer = Committer::start(Arc::clone(&seat), start, opener)?;
+        Ok(Self { seat, committer })
     }
 
     /// Makes the folder `to`, which must not exist, a store with all that is committed now, while this one goes on. Tables
@@ -100,76 +92,33 @@ impl RocksKv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the disk fails, or `to` exists.
+    /// [`ErrorKind::Io`] if the disk fails, or `to` exists, or the index has failed and has not recovered yet.
     pub fn checkpoint(&self, to: &Path) -> Result<()> {
         let failed = |error| engine_error(format!("copy the index to {}", to.display()), error);
-        let checkpoint = Checkpoint::new(&self.db).map_err(failed)?;
+        let (db, _) = self.seat.writer().map_err(|failure| failure.no_commit())?;
+        let checkpoint = Checkpoint::new(&db).map_err(failed)?;
         checkpoint.create_checkpoint(to).map_err(failed)
     }
 }
 
-/// RocksDB makes only the last folder, and syncs what is in it but not its name.
-fn create_folder(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)?;
-    match path.canonicalize()?.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn options() -> Options {
-    let mut tables = BlockBasedOptions::default();
-    tables.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_LEN));
-    tables.set_cache_index_and_filter_blocks(true);
-    tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    // Ten bits a key: one in a hundred lookups of an absent key reads a block in vain.
-    tables.set_bloom_filter(10.0, false);
-
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_block_based_table_factory(&tables);
-    options.set_compression_type(DBCompressionType::Lz4);
-    options.set_level_compaction_dynamic_level_bytes(true);
-    options.set_write_buffer_size(WRITE_BUFFER_LEN);
-    options.set_max_write_buffer_number(WRITE_BUFFERS);
-    options.set_max_open_files(OPEN_FILES_MAX);
-    options.set_bytes_per_sync(WRITE_BACK_LEN);
-    options.set_paranoid_checks(true);
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    options.set_max_log_file_size(INFO_LOG_LEN);
-    options.set_keep_log_file_num(INFO_LOGS);
-    options.set_stats_dump_period_sec(0);
-    options
-}
-
-fn open_error(path: &Path, error: rocksdb::Error) -> Error {
-    let path = path.display();
-    let text = error.as_ref();
-    // The lock is an I/O error like any other; only its text tells (RocksDB `env/io_posix`, `fs_posix.cc`).
-    if text.contains("lock hold by current process") || text.contains("While lock file") {
-        return Error::new(
-            ErrorKind::Io,
-            format!("another process has this data folder open: {path}"),
-        )
-        .caused_by(error);
-    }
-    engine_error(format!("open the index in {path}"), error)
-}
-
+/// What RocksDB reports, with the kind that callers match on.
 fn engine_error(what: impl std::fmt::Display, error: rocksdb::Error) -> Error {
-    let kind = match error.kind() {
+    Error::new(kind_of(&error.kind(), error.as_ref()), what).caused_by(error)
+}
+
+/// The status of RocksDB has no code for a full disk that would reach us: the text of the operating system tells.
+fn kind_of(status: &rocksdb::ErrorKind, text: &str) -> ErrorKind {
+    match status {
         rocksdb::ErrorKind::Corruption => ErrorKind::Corrupt,
+        _ if FULL_TEXTS.iter().any(|full| text.contains(full)) => ErrorKind::StorageFull,
         _ => ErrorKind::Io,
-    };
-    Error::new(kind, what).caused_by(error)
+    }
 }
 
 #[async_trait]
 impl Kv for RocksKv {
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
-        // In this order: see `occ` for why.
-        let live = self.history.enter();
-        let view = View::new(Arc::clone(&self.db), |db| db.snapshot());
+        let (live, view) = self.seat.snapshot().await?;
         Ok(Box::new(RocksSnapshot {
             live,
             view: Arc::new(view),
@@ -178,38 +127,6 @@ impl Kv for RocksKv {
 
     async fn commit(&self, commit: Commit) -> Outcome {
         self.committer.commit(commit).await
-    }
-}
-
-type DbSnapshot<'a> = rocksdb::Snapshot<'a>;
-
-self_cell!(
-    /// A RocksDB snapshot together with the database that it borrows from.
-    struct View {
-        owner: Arc<DB>,
-        #[covariant]
-        dependent: DbSnapshot,
-    }
-);
-
-impl View {
-    fn get(&self, key: &[u8], tier: ReadTier) -> std::result::Result<Option<Bytes>, rocksdb::Error> {
-        let mut options = ReadOptions::default();
-        options.set_read_tier(tier);
-        let value = self.borrow_dependent().get_pinned_opt(key, options)?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
-    }
-
-    fn scan(&self, scan: &Scan) -> std::result::Result<Page, rocksdb::Error> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(&scan.range.start[..]);
-        options.set_iterate_upper_bound(&scan.range.end[..]);
-        let mode = match scan.order {
-            Order::Ascending => IteratorMode::Start,
-            Order::Descending => IteratorMode::End,
-        };
-        let rows = self.borrow_dependent().iterator_opt(mode, options);
-        page::collect(scan, rows.map(|row| row.map(|(key, value)| (key.into(), value.into()))))
     }
 }
 
@@ -253,5 +170,7 @@ impl Snapshot for RocksSnapshot {
     }
 }
 
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
     Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX,
-    TXN_OPS_MAX, VALUE_LEN_MAX,
+    TXN_OPS_MAX, VALUE_LEN_MAX, counter,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -25,6 +25,8 @@ pub struct Txn {
     read_keys: BTreeSet<Bytes>,
     read_ranges: Vec<Range<Bytes>>,
     writes: BTreeMap<Bytes, Option<Bytes>>,
+    adds: BTreeMap<Bytes, i64>,
+    at_most: BTreeMap<Bytes, u64>,
     written_bytes: usize,
     durability: Durability,
 }
@@ -42,6 +44,8 @@ impl Txn {
             read_keys: BTreeSet::new(),
             read_ranges: Vec::new(),
             writes: BTreeMap::new(),
+            adds: BTreeMap::new(),
+            at_most: BTreeMap::new(),
             written_bytes: 0,
             durability: Durability::default(),
         })
@@ -66,7 +70,11 @@ impl Txn {
             self.read_keys.insert(Bytes::copy_from_slice(key));
             self.check_ops()?;
         }
-        self.snapshot.get(key).await
+        let stored = self.snapshot.get(key).await?;
+        match self.adds.get(key) {
+            Some(delta) => counter::add(key, stored.as_deref(), *delta),
+            None => Ok(stored),
+        }
     }
 
     /// The values of `keys`, in their order.
@@ -94,12 +102,12 @@ impl Txn {
         if scan.range.start >= scan.range.end {
             return Ok(Page::default());
         }
-        // Every buffered delete in the range may hide a stored row, so the engine is asked for as many more.
-        let hidden = self
-            .writes
-            .range(scan.range.clone())
-            .filter(|(_, value)| value.is_none())
-            .count();
+        // Every buffered delete in the range, and every counter that reaches zero, may hide a stored row, so the engine is
+        // asked for as many more.
+        let deletes = self.writes.range(scan.range.clone());
+        let drains = self.adds.range(scan.range.clone());
+        let hidden =
+            deletes.filter(|(_, value)| value.is_none()).count() + drains.filter(|(_, delta)| **delta < 0).count();
         let wanted = scan.limit.saturating_add(hidden).min(SCAN_ROWS_MAX);
         let stored = self
             .snapshot
@@ -111,7 +119,7 @@ impl Txn {
         let seen = seen_range(scan, &stored);
         self.read_ranges.push(seen.clone());
         self.check_ops()?;
-        Ok(self.overlay(scan, seen, stored))
+        self.overlay(scan, seen, stored)
     }
 
     /// All rows of `range`, for ranges known to be short.
@@ -178,15 +186,83 @@ impl Txn {
         self.write(key.into(), None)
     }
 
-    /// How many operations it has so far, of at most [`TXN_OPS_MAX`].
-    pub fn ops(&self) -> usize {
-        self.read_keys.len() + self.read_ranges.len() + self.writes.len()
+    /// Adds `delta` to the counter under `key`, without reading it: transactions that add to one counter do not conflict
+    /// with each other. A counter is eight big-endian bytes; an absent one is 0, and one that becomes 0 is removed. The
+    /// result stays within `u64`: whoever takes more than there is leaves 0, and the engine logs it as an error.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if this transaction puts or deletes `key`; [`ErrorKind::TooLarge`] over a bound of
+    /// this module, or if the sum of what it adds to `key` is.
+    pub fn add(&mut self, key: impl Into<Bytes>, delta: i64) -> Result<()> {
+        let key = key.into();
+        self.check_counter(&key)?;
+        let before = self.adds.get(&key).copied();
+        let sum = before.unwrap_or(0).checked_add(delta).ok_or_else(|| {
+            Error::new(
+                ErrorKind::TooLarge,
+                "a transaction adds more to a counter than 64 bits hold",
+            )
+        })?;
+        if before.is_none() {
+            self.count_bytes(key.len() + counter::COUNTER_LEN)?;
+        }
+        self.adds.insert(key, sum);
+        self.check_ops()
     }
 
-    /// Commits the writes, if nothing that was read has changed. Without writes there is nothing to commit: what was
-    /// read was true at the snapshot's version.
+    /// Lets the commit meet a conflict unless the counter under `key` is at most `max` at its place in the serial order,
+    /// its own additions included. Of several limits the smallest counts.
+    ///
+    /// Where the limit is reached a retry would meet it again for ever, so the body looks before it requires:
+    ///
+    /// ```ignore
+    /// txn.add(usage, len)?;
+    /// if txn.counter(usage).await? > max {
+    ///     return Err(over_the_limit());
+    /// }
+    /// txn.require_at_most(usage, max)?;
+    /// ```
+    ///
+    /// A conflict then means that others were faster; the next snapshot contains what they added.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if this transaction puts or deletes `key`; [`ErrorKind::TooLarge`] over a bound of
+    /// this module.
+    pub fn require_at_most(&mut self, key: impl Into<Bytes>, max: u64) -> Result<()> {
+        let key = key.into();
+        self.check_counter(&key)?;
+        let limit = self.at_most.entry(key).or_insert(max);
+        *limit = max.min(*limit);
+        self.check_ops()
+    }
+
+    /// The counter under `key` as this transaction has left it. Unlike [`Txn::get`] it protects nothing: others may add to
+    /// it before this transaction commits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] if the row is no counter; [`ErrorKind::TooLarge`] over a bound of this module;
+    /// [`ErrorKind::Io`] if the engine cannot be read.
+    pub async fn counter(&self, key: &[u8]) -> Result<u64> {
+        check_key(key)?;
+        if let Some(written) = self.writes.get(key) {
+            return counter::parse(key, written.as_deref());
+        }
+        let stored = counter::parse(key, self.snapshot.get(key).await?.as_deref())?;
+        Ok(stored.saturating_add_signed(self.adds.get(key).copied().unwrap_or(0)))
+    }
+
+    /// How many operations it has so far, of at most [`TXN_OPS_MAX`].
+    pub fn ops(&self) -> usize {
+        self.read_keys.len() + self.read_ranges.len() + self.writes.len() + self.adds.len() + self.at_most.len()
+    }
+
+    /// Commits the writes, if nothing that was read has changed. Without writes, additions and limits there is nothing to
+    /// commit: what was read was true at the snapshot's version.
     pub async fn commit(self) -> Outcome {
-        if self.writes.is_empty() {
+        if self.writes.is_empty() && self.adds.is_empty() && self.at_most.is_empty() {
             return Outcome::Committed(self.snapshot.version());
         }
         let commit = Commit {
@@ -194,6 +270,8 @@ impl Txn {
             read_keys: self.read_keys.into_iter().collect(),
             read_ranges: self.read_ranges,
             writes: self.writes,
+            adds: self.adds,
+            at_most: self.at_most,
             durability: self.durability,
         };
         self.kv.commit(commit).await
@@ -201,7 +279,23 @@ impl Txn {
 
     fn write(&mut self, key: Bytes, value: Option<Bytes>) -> Result<()> {
         check_key(&key)?;
-        let len = key.len() + value.as_ref().map_or(0, Bytes::len);
+        if self.adds.contains_key(&key) || self.at_most.contains_key(&key) {
+            return Err(mixed_use());
+        }
+        self.count_bytes(key.len() + value.as_ref().map_or(0, Bytes::len))?;
+        self.writes.insert(key, value);
+        self.check_ops()
+    }
+
+    fn check_counter(&self, key: &[u8]) -> Result<()> {
+        check_key(key)?;
+        if self.writes.contains_key(key) {
+            return Err(mixed_use());
+        }
+        Ok(())
+    }
+
+    fn count_bytes(&mut self, len: usize) -> Result<()> {
         self.written_bytes = self.written_bytes.saturating_add(len);
         if self.written_bytes > TXN_BYTES_MAX {
             return Err(Error::new(
@@ -209,8 +303,7 @@ impl Txn {
                 format!("a transaction writes over {TXN_BYTES_MAX} bytes"),
             ));
         }
-        self.writes.insert(key, value);
-        self.check_ops()
+        Ok(())
     }
 
     fn check_ops(&self) -> Result<()> {
@@ -223,22 +316,37 @@ impl Txn {
         Ok(())
     }
 
-    /// Lays the buffered writes within `seen` over the stored rows.
-    fn overlay(&self, scan: &Scan, seen: Range<Bytes>, stored: Page) -> Page {
+    /// Lays the buffered writes and additions within `seen` over the stored rows.
+    fn overlay(&self, scan: &Scan, seen: Range<Bytes>, stored: Page) -> Result<Page> {
         let mut merged: BTreeMap<Bytes, Bytes> = stored.rows.into_iter().collect();
-        for (key, value) in self.writes.range(seen) {
-            match value {
-                Some(value) => merged.insert(key.clone(), value.clone()),
-                None => merged.remove(key),
-            };
+        for (key, value) in self.writes.range(seen.clone()) {
+            lay(&mut merged, key, value.clone());
+        }
+        for (key, delta) in self.adds.range(seen) {
+            let sum = counter::add(key, merged.get(key).map(|value| &value[..]), *delta)?;
+            lay(&mut merged, key, sum);
         }
         let more = stored.more || merged.len() > scan.limit;
         let rows = match scan.order {
             Order::Ascending => merged.into_iter().take(scan.limit).collect(),
             Order::Descending => merged.into_iter().rev().take(scan.limit).collect(),
         };
-        Page { rows, more }
+        Ok(Page { rows, more })
     }
+}
+
+fn lay(rows: &mut BTreeMap<Bytes, Bytes>, key: &Bytes, value: Option<Bytes>) {
+    match value {
+        Some(value) => rows.insert(key.clone(), value),
+        None => rows.remove(key),
+    };
+}
+
+fn mixed_use() -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        "a transaction both writes a key and uses it as a counter",
+    )
 }
 
 /// The part of the range that the stored page covers.

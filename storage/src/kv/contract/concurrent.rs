@@ -18,6 +18,7 @@ pub(super) async fn run(make: &impl AsyncFn() -> Arc<dyn Kv>) {
     increments_are_all_counted(&make().await).await;
     transfers_keep_the_sum(&make().await).await;
     one_of_many_creators_wins(&make().await).await;
+    limit_is_reached_and_never_passed(&make().await).await;
     dropped_commits_do_not_block_others(&make().await).await;
 }
 
@@ -111,6 +112,42 @@ async fn one_of_many_creators_wins(kv: &Arc<dyn Kv>) {
     })
     .await;
     assert_eq!(created.into_iter().filter(|created| *created).count(), 1);
+}
+
+/// All add until the limit stops them.
+async fn limit_is_reached_and_never_passed(kv: &Arc<dyn Kv>) {
+    const DELTA: i64 = 7;
+    const MAX: u64 = 1000;
+    let committed = all(kv, async |kv, index| {
+        let mut committed = 0_u64;
+        loop {
+            let full = transact!(&kv, |txn| {
+                // Every task writes a row of its own as well, so that rows and counter can be compared.
+                if txn.counter(b"used").await? + DELTA.unsigned_abs() > MAX {
+                    return Ok(true);
+                }
+                txn.add("used", DELTA)?;
+                txn.require_at_most("used", MAX)?;
+                txn.put(format!("row/{index}/{committed}"), "")?;
+                Ok(false)
+            });
+            if full {
+                return Ok(committed);
+            }
+            committed += 1;
+        }
+    })
+    .await;
+    let fit = MAX / DELTA.unsigned_abs();
+    assert_eq!(committed.iter().sum::<u64>(), fit);
+    let txn = &mut begin(kv).await;
+    let used = txn.counter(b"used").await.expect("the counter is readable");
+    assert_eq!(used, fit * DELTA.unsigned_abs());
+    let rows = txn
+        .scan_all(range("row/", "row0"))
+        .await
+        .expect("the range is readable");
+    assert_eq!(rows.len() as u64, fit);
 }
 
 async fn dropped_commits_do_not_block_others(kv: &Arc<dyn Kv>) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 
-use super::{begin, committed};
+use super::{begin, committed, conflicts};
 use crate::kv::{Kv, MemoryKv, Order, RocksKv, Scan};
 
 #[derive(Debug, Clone)]
@@ -14,6 +14,9 @@ enum Op {
     Delete(Bytes),
     Get(Bytes),
     Scan(Scan),
+    Add(Bytes, i64),
+    Counter(Bytes),
+    AtMost(Bytes, u64),
 }
 
 #[derive(Debug, Clone)]
@@ -29,6 +32,11 @@ fn key() -> impl Strategy<Value = Bytes> {
     vec(prop::sample::select(vec![0, b'a', b'b', 255]), 1..4).prop_map(Bytes::from)
 }
 
+/// Keys of counters: none that holds anything else, and in the midst of those.
+fn counter_key() -> impl Strategy<Value = Bytes> {
+    prop::sample::select(vec!["an", "bn", "n"]).prop_map(Bytes::from)
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let order = prop_oneof![Just(Order::Ascending), Just(Order::Descending)];
     prop_oneof![
@@ -40,6 +48,9 @@ fn op() -> impl Strategy<Value = Op> {
             limit,
             order
         })),
+        (counter_key(), -4_i64..8).prop_map(|(key, delta)| Op::Add(key, delta)),
+        counter_key().prop_map(Op::Counter),
+        (counter_key(), 0_u64..32).prop_map(|(key, max)| Op::AtMost(key, max)),
     ]
 }
 
@@ -54,6 +65,8 @@ async fn check(kv: Arc<dyn Kv>, transactions: Vec<Transaction>) {
     for transaction in transactions {
         let mut txn = begin(&kv).await;
         let mut mine = rows.clone();
+        let mut sums = BTreeMap::new();
+        let mut limits = Vec::new();
         for op in transaction.ops {
             match op {
                 Op::Put(key, value) => {
@@ -72,13 +85,39 @@ async fn check(kv: Arc<dyn Kv>, transactions: Vec<Transaction>) {
                     // A stop at a bound may be reported although only deleted rows are left.
                     assert!(page.more || expected.len() <= scan.limit, "{scan:?}");
                 }
+                Op::Add(key, delta) => {
+                    txn.add(key.clone(), delta).unwrap();
+                    // What a transaction adds is summed up first, and then stops at zero.
+                    let sum = sums.entry(key.clone()).or_insert(0_i64);
+                    *sum += delta;
+                    let total = number(&rows, &key).saturating_add_signed(*sum);
+                    match total {
+                        0 => mine.remove(&key),
+                        total => mine.insert(key, Bytes::copy_from_slice(&total.to_be_bytes())),
+                    };
+                }
+                Op::Counter(key) => assert_eq!(txn.counter(&key).await.unwrap(), number(&mine, &key)),
+                Op::AtMost(key, max) => {
+                    txn.require_at_most(key.clone(), max).unwrap();
+                    limits.push((key, max));
+                }
             }
         }
-        if transaction.commit {
+        if !transaction.commit {
+            continue;
+        }
+        if limits.iter().all(|(key, max)| number(&mine, key) <= *max) {
             committed(txn).await;
             rows = mine;
+        } else {
+            conflicts(txn).await;
         }
     }
+}
+
+fn number(rows: &Rows, key: &Bytes) -> u64 {
+    rows.get(key)
+        .map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap()))
 }
 
 fn expected_rows(rows: &Rows, scan: &Scan) -> Vec<(Bytes, Bytes)> {

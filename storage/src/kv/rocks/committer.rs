@@ -14,26 +14,30 @@
 //! A crash before the batch is written leaves nothing of the group, a crash after it all of it: a batch is one record
 //! under one checksum. Nobody was told anything yet.
 //!
-//! # A failed write
-//!
-//! After a failed write or sync the log may hold the batch, or part of it, or hold it in a page cache that the kernel
-//! has marked clean without writing it. Trying again could acknowledge what the disk does not have, and appending behind
-//! a torn record could hide what follows it. So the group ends in `Unknown`, as does every later commit without being
-//! written, until the store is opened again and has read what the log really holds. Reads go on meanwhile; they see
-//! the rows from before the failure, as if the unknown commits were still on their way.
+//! After a failed write or sync the group ends in `Unknown`, as does every later commit without being written, until the
+//! database has been opened again: see `recovery`.
 
-use std::{sync::Arc, thread::JoinHandle};
+use std::{
+    sync::{Arc, mpsc as std_mpsc},
+    thread::{self, JoinHandle},
+};
 
 use bytes::Bytes;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::engine_error;
+use super::{
+    engine_error,
+    folder::Opener,
+    recovery::Recovery,
+    seat::{Failure, Seat},
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     kv::{
         Commit, Durability, Outcome, Version,
-        occ::{History, Validator},
+        counter::Rows,
+        occ::{Admitted, Validator},
     },
 };
 
@@ -46,13 +50,15 @@ const WAITING_COMMITS_MAX: usize = 256;
 /// Most bytes of commits that wait or are being written, in kibibytes, the unit of the semaphore.
 const WAITING_KIB_MAX: u32 = 32 << 10;
 
-/// The caller's side of the thread. Dropping it lets the thread finish what waits, and joins it.
+/// The caller's side of the thread, and of the one that recovers from its failures. Dropping it lets the thread finish
+/// what waits, and joins both.
 #[derive(Debug)]
 pub(super) struct Committer {
     /// `None` only while this is dropped.
     requests: Option<mpsc::Sender<Request>>,
     budget: Arc<Semaphore>,
-    thread: Option<JoinHandle<()>>,
+    /// The one that commits first: its end is the end of the other.
+    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -64,24 +70,30 @@ struct Request {
 }
 
 impl Committer {
-    pub(super) fn start(db: Arc<DB>, history: Arc<History>, start: Version) -> Result<Self> {
+    /// Starts to commit to the database in `seat`, which was opened by `opener` and whose visible version is `start`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if a thread cannot be started.
+    pub(super) fn start(seat: Arc<Seat>, start: Version, opener: Box<dyn Opener>) -> Result<Self> {
         let (requests, waiting) = mpsc::channel(WAITING_COMMITS_MAX);
+        let (failed, failures) = std_mpsc::channel();
         let worker = Worker {
-            db,
-            history,
+            seat: Arc::clone(&seat),
+            start,
             validator: Validator::new(start),
             waiting,
-            failed: None,
+            failed,
         };
-        let thread = std::thread::Builder::new()
-            .name("kv-commit".into())
-            .spawn(move || worker.run())
-            .map_err(|error| Error::io("start the thread of the index", error))?;
-        let budget = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
+        let recovery = Recovery { seat, opener, failures };
+        let threads = vec![
+            spawn("kv-commit", move || worker.run())?,
+            spawn("kv-recover", move || recovery.run())?,
+        ];
         Ok(Self {
             requests: Some(requests),
-            budget,
-            thread: Some(thread),
+            budget: Arc::new(Semaphore::new(WAITING_KIB_MAX as usize)),
+            threads,
         })
     }
 
@@ -117,10 +129,19 @@ impl Committer {
 impl Drop for Committer {
     fn drop(&mut self) {
         self.requests = None;
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the commit thread of the index has panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the index has panicked");
+            }
         }
     }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map_err(|error| Error::io("start a thread of the index", error))
 }
 
 fn ended() -> Outcome {
@@ -138,18 +159,22 @@ fn len(commit: &Commit) -> usize {
         .writes
         .iter()
         .map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len));
+    let counters = commit.adds.keys().chain(commit.at_most.keys()).map(Bytes::len);
     keys.chain(ranges)
         .chain(writes)
+        .chain(counters)
         .map(|len| len + size_of::<Bytes>())
         .sum()
 }
 
 struct Worker {
-    db: Arc<DB>,
-    history: Arc<History>,
+    seat: Arc<Seat>,
+    /// The version that was visible when the database was opened that `validator` is for.
+    start: Version,
     validator: Validator,
     waiting: mpsc::Receiver<Request>,
-    failed: Option<String>,
+    /// Takes the last version that was given, when a write has failed.
+    failed: std_mpsc::Sender<Version>,
 }
 
 impl Worker {
@@ -158,8 +183,8 @@ impl Worker {
             let group = self.gather(first);
             self.commit(group);
         }
-        if self.failed.is_none()
-            && let Err(error) = self.db.flush()
+        if let Ok((db, _)) = self.seat.writer()
+            && let Err(error) = db.flush()
         {
             // Nothing is lost: the log has it all, and the next opening reads it.
             tracing::warn!(%error, "the index could not be flushed while closing");
@@ -180,56 +205,96 @@ impl Worker {
     }
 
     fn commit(&mut self, group: Vec<Request>) {
-        if let Some(reason) = &self.failed {
-            for request in group {
-                request.answer(Outcome::Unknown(refusal(reason)));
+        let (db, start) = match self.seat.writer() {
+            Ok(writer) => writer,
+            Err(failure) => {
+                for request in group {
+                    request.answer(Outcome::Unknown(failure.no_commit()));
+                }
+                return;
             }
-            return;
+        };
+        if start != self.start {
+            self.start = start;
+            self.validator = Validator::new(start);
         }
-        self.validator.forget(self.history.oldest());
-        let mut batch = WriteBatch::default();
-        let mut durability = Durability::Buffered;
-        let mut visible = None;
-        let mut versions = Vec::with_capacity(group.len());
-        for Request { commit, .. } in &group {
-            let version = self.validator.admit(commit);
-            if version.is_some() {
-                add(&mut batch, commit);
-                durability = stronger(durability, commit.durability);
-                visible = version;
-            }
-            versions.push(version);
-        }
-        let written = visible.map_or(Ok(()), |version| self.write(batch, durability, version));
-        for (request, version) in group.into_iter().zip(versions) {
-            request.answer(match (version, &written) {
-                (None, _) => Outcome::Conflict,
-                (Some(version), Ok(())) => Outcome::Committed(version),
-                (Some(_), Err(error)) => Outcome::Unknown(engine_error("write to the index", error.clone())),
+        self.validator.forget(self.seat.history().oldest());
+        let mut batch = Batch::default();
+        let verdicts: Vec<_> = group
+            .iter()
+            .map(|request| batch.admit(&mut self.validator, &db, &request.commit))
+            .collect();
+        let written = self.write(&db, batch);
+        for (request, verdict) in group.into_iter().zip(verdicts) {
+            request.answer(match (verdict, &written) {
+                (Ok(None), _) => Outcome::Conflict,
+                (Ok(Some(version)), Ok(())) => Outcome::Committed(version),
+                (Ok(Some(_)), Err(error)) => Outcome::Unknown(engine_error("write to the index", error.clone())),
+                (Err(error), _) => Outcome::Unknown(error),
             });
         }
     }
 
-    fn write(
-        &mut self,
-        batch: WriteBatch,
-        durability: Durability,
-        visible: Version,
-    ) -> std::result::Result<(), rocksdb::Error> {
+    fn write(&mut self, db: &DB, batch: Batch) -> std::result::Result<(), rocksdb::Error> {
+        let Some(visible) = batch.visible else { return Ok(()) };
         let mut options = WriteOptions::default();
-        options.set_sync(durability == Durability::Synced);
-        match self.db.write_opt(batch, &options) {
+        options.set_sync(batch.synced);
+        match db.write_opt(batch.writes, &options) {
             Ok(()) => {
-                self.history.publish(visible);
+                self.seat.history().publish(visible);
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(%error, "the index cannot be written and takes no commit until the server restarts");
-                self.failed = Some(error.to_string());
+                let failure = Failure::of(&engine_error("write to the index", error.clone()));
+                tracing::error!(?failure, "the index takes no commit until it has recovered");
+                self.seat.fail(failure);
+                // Nobody listens only if the other thread has panicked: then commits stay refused.
+                let _ = self.failed.send(self.validator.last());
                 Err(error)
             }
         }
     }
+}
+
+/// What a group writes.
+#[derive(Default)]
+struct Batch {
+    writes: WriteBatch,
+    /// The rows in `writes`, for the counters of later commits.
+    rows: Rows,
+    /// The last version of the group; `None` if nothing was admitted.
+    visible: Option<Version>,
+    /// Synced as soon as one commit is.
+    synced: bool,
+}
+
+impl Batch {
+    /// Takes `commit` up if it is admitted, and says with which version.
+    fn admit(&mut self, validator: &mut Validator, db: &DB, commit: &Commit) -> Result<Option<Version>> {
+        let stored = |key: &[u8]| match self.rows.get(key) {
+            Some(row) => Ok(row.clone()),
+            None => read(db, key),
+        };
+        let Some(Admitted { version, sums }) = validator.admit(commit, stored)? else {
+            return Ok(None);
+        };
+        for (key, value) in commit.writes.iter().chain(&sums) {
+            match value {
+                Some(value) => self.writes.put(key, value),
+                None => self.writes.delete(key),
+            }
+            self.rows.insert(key.clone(), value.clone());
+        }
+        self.visible = Some(version);
+        self.synced |= commit.durability == Durability::Synced;
+        Ok(Some(version))
+    }
+}
+
+fn read(db: &DB, key: &[u8]) -> Result<Option<Bytes>> {
+    let value = db.get_pinned(key);
+    let value = value.map_err(|error| engine_error("read a counter of the index", error))?;
+    Ok(value.map(|value| Bytes::copy_from_slice(&value)))
 }
 
 impl Request {
@@ -239,31 +304,10 @@ impl Request {
     }
 }
 
-fn add(batch: &mut WriteBatch, commit: &Commit) {
-    for (key, value) in &commit.writes {
-        match value {
-            Some(value) => batch.put(key, value),
-            None => batch.delete(key),
-        }
-    }
-}
-
-fn stronger(one: Durability, other: Durability) -> Durability {
-    match (one, other) {
-        (Durability::Buffered, Durability::Buffered) => Durability::Buffered,
-        _ => Durability::Synced,
-    }
-}
-
-fn refusal(reason: &str) -> Error {
-    Error::new(
-        ErrorKind::Io,
-        format!("the index has failed and takes no commit until the server restarts: {reason}"),
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use rocksdb::Options;
 
     use super::*;
@@ -274,14 +318,15 @@ mod tests {
             read_keys: reads.iter().map(|key| Bytes::from_static(key.as_bytes())).collect(),
             read_ranges: Vec::new(),
             writes: [(Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(b"value")))].into(),
+            adds: BTreeMap::new(),
+            at_most: BTreeMap::new(),
             durability: Durability::Synced,
         }
     }
 
     /// Runs the thread's work over commits that all wait already, and gives the answers.
-    fn run(db: DB, commits: Vec<Commit>) -> (Arc<DB>, Arc<History>, Vec<Outcome>) {
-        let db = Arc::new(db);
-        let history = History::new(Version(0));
+    fn run(db: DB, commits: Vec<Commit>) -> (Arc<Seat>, Vec<Outcome>) {
+        let seat = Seat::new(db, Version(0));
         let (requests, waiting) = mpsc::channel(commits.len());
         let budget = Arc::new(Semaphore::new(commits.len()));
         let answers: Vec<_> = commits
@@ -301,13 +346,12 @@ mod tests {
             })
             .collect();
         drop(requests);
-        let validator = Validator::new(Version(0));
         let mut worker = Worker {
-            db: Arc::clone(&db),
-            history: Arc::clone(&history),
-            validator,
+            seat: Arc::clone(&seat),
+            start: Version(0),
+            validator: Validator::new(Version(0)),
             waiting,
-            failed: None,
+            failed: std_mpsc::channel().0,
         };
         while let Some(first) = worker.waiting.blocking_recv() {
             let group = worker.gather(first);
@@ -317,18 +361,19 @@ mod tests {
             .into_iter()
             .map(|answer| answer.blocking_recv().unwrap())
             .collect();
-        (db, history, outcomes)
+        (seat, outcomes)
     }
 
     #[test]
     fn commits_that_wait_share_one_write() {
         let folder = tempfile::tempdir().unwrap();
         let commits = (0..=GROUP_COMMITS_MAX).map(|_| commit("key", &[])).collect();
-        let (db, history, outcomes) = run(DB::open_default(folder.path()).unwrap(), commits);
+        let (seat, outcomes) = run(DB::open_default(folder.path()).unwrap(), commits);
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Committed(_))));
+        let (db, _) = seat.writer().unwrap();
         let records = db.get_updates_since(0).unwrap().count();
         assert_eq!(records, 2, "a full group, and the one that was left");
-        assert_eq!(history.oldest(), Version(GROUP_COMMITS_MAX as u64 + 1));
+        assert_eq!(seat.history().oldest(), Version(GROUP_COMMITS_MAX as u64 + 1));
     }
 
     #[test]
@@ -340,13 +385,55 @@ mod tests {
             commit("c", &["b"]),
             commit("d", &["c"]),
         ];
-        let (db, _, outcomes) = run(DB::open_default(folder.path()).unwrap(), commits);
+        let (seat, outcomes) = run(DB::open_default(folder.path()).unwrap(), commits);
         let committed: Vec<_> = outcomes
             .iter()
             .map(|outcome| matches!(outcome, Outcome::Committed(_)))
             .collect();
         assert_eq!(committed, [true, false, true, false]);
-        assert!(db.get("b").unwrap().is_none());
+        assert!(seat.writer().unwrap().0.get("b").unwrap().is_none());
+    }
+
+    #[test]
+    fn counters_of_a_group_are_summed_up_in_its_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = DB::open_default(folder.path()).unwrap();
+        db.put("n", 2_u64.to_be_bytes()).unwrap();
+        let add = |delta, max| {
+            let n = Bytes::from("n");
+            let mut commit = commit("other", &[]);
+            commit.adds.insert(n.clone(), delta);
+            commit.at_most.insert(n, max);
+            commit
+        };
+        let mut put = commit("other", &[]);
+        put.writes
+            .insert(Bytes::from("n"), Some(Bytes::copy_from_slice(&100_u64.to_be_bytes())));
+        let damaged = {
+            let mut commit = commit("never", &[]);
+            commit.adds.insert(Bytes::from("other"), 1);
+            commit
+        };
+        let commits = vec![
+            add(3, 5),
+            add(1, 5),
+            add(-4, 5),
+            add(4, 5),
+            put,
+            add(1, 100),
+            add(1, 101),
+            damaged,
+        ];
+        let (seat, outcomes) = run(db, commits);
+        let committed: Vec<_> = outcomes
+            .iter()
+            .map(|outcome| matches!(outcome, Outcome::Committed(_)))
+            .collect();
+        assert_eq!(committed, [true, false, true, true, true, false, true, false]);
+        assert!(matches!(&outcomes[7], Outcome::Unknown(error) if error.kind() == ErrorKind::Corrupt));
+        let (db, _) = seat.writer().expect("a damaged counter is no failed write");
+        assert_eq!(db.get("n").unwrap().unwrap(), 101_u64.to_be_bytes());
+        assert!(db.get("never").unwrap().is_none());
     }
 
     #[test]
@@ -356,9 +443,9 @@ mod tests {
         let read_only = DB::open_for_read_only(&Options::default(), folder.path(), false).unwrap();
         let mut commits: Vec<_> = (0..GROUP_COMMITS_MAX).map(|_| commit("key", &[])).collect();
         commits.push(commit("later", &[]));
-        let (_, history, outcomes) = run(read_only, commits);
+        let (seat, outcomes) = run(read_only, commits);
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Unknown(_))));
-        assert!(format!("{:?}", outcomes.last()).contains("takes no commit until the server restarts"));
-        assert_eq!(history.oldest(), Version(0), "nothing was published");
+        assert!(format!("{:?}", outcomes.last()).contains("takes no commit until it has recovered"));
+        assert_eq!(seat.history().oldest(), Version(0), "nothing was published");
     }
 }

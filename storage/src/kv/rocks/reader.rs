@@ -9,7 +9,11 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use rocksdb::DB;
 
-use super::{RocksSnapshot, View, open_error, options};
+use super::{
+    RocksSnapshot,
+    folder::{open_error, options},
+    view::View,
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     kv::{Commit, Kv, Outcome, Snapshot, Version, occ::History},
@@ -45,7 +49,7 @@ impl Kv for RocksReader {
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(RocksSnapshot {
             live: self.history.enter(),
-            view: Arc::new(View::new(Arc::clone(&self.db), |db| db.snapshot())),
+            view: Arc::new(View::of(&self.db)),
         }))
     }
 

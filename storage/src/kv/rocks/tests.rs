@@ -1,20 +1,20 @@
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use super::*;
 use crate::kv::{Durability, Txn, contract};
 
-async fn put(kv: &Arc<dyn Kv>, key: &str, durability: Durability) {
+pub(super) async fn put(kv: &Arc<dyn Kv>, key: &str, durability: Durability) {
     let mut txn = Txn::begin(kv).await.unwrap();
     txn.set_durability(durability);
     txn.put(key.to_owned(), vec![b'v'; 100]).unwrap();
     assert!(matches!(txn.commit().await, Outcome::Committed(_)));
 }
 
-async fn keys(kv: &Arc<dyn Kv>) -> Vec<Bytes> {
+pub(super) async fn keys(kv: &Arc<dyn Kv>) -> Vec<Bytes> {
     let rows = Txn::begin(kv)
         .await
         .unwrap()
@@ -24,12 +24,12 @@ async fn keys(kv: &Arc<dyn Kv>) -> Vec<Bytes> {
     rows.into_iter().map(|(key, _)| key).collect()
 }
 
-fn open(path: &Path) -> Arc<dyn Kv> {
+pub(super) fn open(path: &Path) -> Arc<dyn Kv> {
     Arc::new(RocksKv::open(path).unwrap())
 }
 
 /// What a kill would leave: the files as the operating system has them, without a close.
-fn killed_copy(from: &Path) -> tempfile::TempDir {
+pub(super) fn killed_copy(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -38,7 +38,7 @@ fn killed_copy(from: &Path) -> tempfile::TempDir {
     to
 }
 
-fn log_file(folder: &Path) -> PathBuf {
+pub(super) fn log_file(folder: &Path) -> PathBuf {
     let logs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut logs: Vec<_> = logs
         .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
@@ -135,4 +135,55 @@ async fn open_snapshot_outlives_the_store() {
     assert!(snapshot.get(b"a").await.unwrap().is_some());
     drop(snapshot);
     open(folder.path());
+}
+
+#[tokio::test]
+async fn kill_loses_no_counted_addition() {
+    let folder = tempfile::tempdir().unwrap();
+    let kv = open(folder.path());
+    for (delta, durability) in [
+        (5, Durability::Synced),
+        (-2, Durability::Buffered),
+        (4, Durability::Synced),
+    ] {
+        let mut txn = Txn::begin(&kv).await.unwrap();
+        txn.set_durability(durability);
+        txn.add("count", delta).unwrap();
+        assert!(matches!(txn.commit().await, Outcome::Committed(_)));
+    }
+    let copy = killed_copy(folder.path());
+    for _ in 0..2 {
+        let kv = open(copy.path());
+        let mut txn = Txn::begin(&kv).await.unwrap();
+        assert_eq!(txn.counter(b"count").await.unwrap(), 7);
+        txn.add("count", 0).unwrap();
+        txn.require_at_most("count", 7).unwrap();
+        assert!(matches!(txn.commit().await, Outcome::Committed(_)));
+    }
+}
+
+#[test]
+fn full_disk_is_told_from_other_errors() {
+    let full = "IO error: No space left on device: While appending to file: /index/000004.log: No space left on device";
+    let cases = [
+        (rocksdb::ErrorKind::IOError, full, ErrorKind::StorageFull),
+        (
+            rocksdb::ErrorKind::IOError,
+            "IO error: While fsync: /index/000004.log: Disk quota exceeded",
+            ErrorKind::StorageFull,
+        ),
+        (
+            rocksdb::ErrorKind::IOError,
+            "IO error: While fsync: /index/000004.log: Input/output error",
+            ErrorKind::Io,
+        ),
+        (
+            rocksdb::ErrorKind::Corruption,
+            "Corruption: checksum mismatch",
+            ErrorKind::Corrupt,
+        ),
+    ];
+    for (status, text, kind) in cases {
+        assert_eq!(kind_of(&status, text), kind, "{text}");
+    }
 }
