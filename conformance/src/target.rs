@@ -57,6 +57,10 @@ pub struct ServerOptions {
     pub import_allow: Vec<String>,
     /// Addresses to listen on; free ones by default.
     pub addresses: Option<Addresses>,
+    /// Further arguments of `lithos serve`.
+    pub arguments: Vec<String>,
+    /// The most file descriptors it may have open; what this process may, by default.
+    pub descriptors: Option<u64>,
 }
 
 /// Where a server listens.
@@ -125,7 +129,15 @@ impl Server {
         // A killed server leaves the file behind.
         let _ = fs::remove_file(&endpoints);
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(binary()?);
+        let mut command = match self.options.descriptors {
+            Some(count) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -n {count} && exec \"$0\" \"$@\""));
+                shell.arg(binary()?);
+                shell
+            }
+            None => Command::new(binary()?),
+        };
         command.arg("serve").args(self.arguments());
         command
             .env("LITHOS_LOG", "info,s3s=warn")
@@ -169,6 +181,7 @@ impl Server {
         each("--zone", &self.options.zones);
         each("--domain", self.options.domain.as_slice());
         each("--import-allow", &self.options.import_allow);
+        arguments.extend(self.options.arguments.iter().map(OsString::from));
         arguments
     }
 

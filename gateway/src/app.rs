@@ -10,7 +10,19 @@ use lithos_storage::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth::Keyring, config::Config, zone::ZoneName};
+use crate::{
+    admission::{Admission, Limits},
+    auth::Keyring,
+    config::Config,
+    metrics::Metrics,
+    pace::Pace,
+    server::{QUEUE_FACTOR, QUEUE_WAIT, descriptors::Budget},
+    zone::ZoneName,
+};
+
+/// Requests under way for each core beside which background work does not slow down: one that computes and one that
+/// waits for the disk or the client.
+const QUIET_REQUESTS_PER_CORE: usize = 2;
 
 /// The gateway: its store, its keys and its settings.
 #[derive(Debug)]
@@ -18,6 +30,14 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) keyring: Keyring,
+    /// How the file descriptors are divided.
+    pub(crate) budget: Budget,
+    /// Which S3 requests go ahead.
+    pub(crate) admission: Arc<Admission>,
+    /// What background work asks before each step.
+    pub(crate) pace: Pace,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
     /// Names this process among all that ever work on the jobs of the store.
     pub(crate) worker: u64,
     /// Cancelled when the server is to stop.
@@ -31,12 +51,13 @@ impl App {
     /// Opens the data folder, making it where there is none, and clears what a crash left.
     pub(crate) async fn open(config: Config) -> anyhow::Result<SharedApp> {
         use anyhow::Context;
+        let budget = Budget::claim(&config.bounds);
         let data = config.data.clone();
         std::fs::create_dir_all(&data).with_context(|| format!("cannot make the data folder {}", data.display()))?;
         let (kv, blobs) = tokio::task::spawn_blocking(move || {
             // The index first: its lock says that nobody else has the folder.
             let kv = RocksKv::open(&data.join("index"))?;
-            let blobs = FsBlobs::open(&data.join("blobs"))?;
+            let blobs = FsBlobs::open(&data.join("blobs"))?.keep_open(budget.open_blobs);
             Ok::<_, lithos_storage::Error>((kv, blobs))
         })
         .await?
@@ -51,13 +72,31 @@ impl App {
         if recovered != lithos_storage::Recovered::default() {
             tracing::info!(?recovered, "cleared what an earlier run left");
         }
-        Ok(Arc::new(Self {
+        Ok(Arc::new(Self::new(config, budget, store, keyring, worker)))
+    }
+
+    /// A gateway over what is open already.
+    pub(crate) fn new(config: Config, budget: Budget, store: Store, keyring: Keyring, worker: u64) -> Self {
+        let admission = Admission::new(Limits {
+            requests: budget.requests,
+            bytes: config.bounds.buffer_max,
+            waiting: budget.requests.saturating_mul(QUEUE_FACTOR),
+            patience: QUEUE_WAIT,
+        });
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let quiet_max = cores.saturating_mul(QUIET_REQUESTS_PER_CORE);
+        let pace = Pace::new(Arc::clone(&admission), config.bounds.background_rate, quiet_max);
+        Self {
             config,
             store,
             keyring,
+            budget,
+            admission,
+            pace,
+            metrics: Metrics::default(),
             worker,
             stopping: CancellationToken::new(),
-        }))
+        }
     }
 
     /// Whether this server serves `zone`.

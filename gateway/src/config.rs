@@ -1,11 +1,14 @@
 //! Settings of the server: flags and environment over a TOML file over defaults, checked once into a [`Config`].
 
-use std::{net::SocketAddr, path::PathBuf};
+mod unit;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use self::unit::{ByteSize, Span};
 use crate::zone::ZoneName;
 
 /// Settings as people give them; what is missing is looked for in the next place.
@@ -56,6 +59,30 @@ pub(crate) struct Settings {
     /// Days after which all stored bytes are held against their checksums again; 0 for never [default: 30]
     #[arg(long, env = "LITHOS_SCRUB_DAYS", value_name = "N")]
     pub(crate) scrub_days: Option<u32>,
+
+    /// Connections at a time of the transfer address [default: 4096, or what the limit of open files has room for]
+    #[arg(long, env = "LITHOS_CONNECTIONS_MAX", value_name = "N")]
+    pub(crate) connections_max: Option<usize>,
+
+    /// Connections at a time of the management address [default: 256, or what the limit of open files has room for]
+    #[arg(long, env = "LITHOS_ADMIN_CONNECTIONS_MAX", value_name = "N")]
+    pub(crate) admin_connections_max: Option<usize>,
+
+    /// S3 requests under way at a time; four times as many wait their turn [default: 512]
+    #[arg(long, env = "LITHOS_REQUESTS_MAX", value_name = "N")]
+    pub(crate) requests_max: Option<usize>,
+
+    /// Memory for the bodies of requests under way [default: 256MiB]
+    #[arg(long, env = "LITHOS_BUFFER_MAX", value_name = "SIZE")]
+    pub(crate) buffer_max: Option<ByteSize>,
+
+    /// How long a client may be silent, or slower than 4 KiB a second, before it is cut off [default: 60s]
+    #[arg(long, env = "LITHOS_CLIENT_TIMEOUT", value_name = "DURATION")]
+    pub(crate) client_timeout: Option<Span>,
+
+    /// Bytes a second that background work may move; it yields to clients beside that [default: 64MiB]
+    #[arg(long, env = "LITHOS_BACKGROUND_RATE", value_name = "SIZE")]
+    pub(crate) background_rate: Option<ByteSize>,
 }
 
 /// Settings that have been checked.
@@ -70,8 +97,41 @@ pub(crate) struct Config {
     pub(crate) workers: usize,
     pub(crate) reserve: Reserve,
     pub(crate) scrub_days: u32,
+    pub(crate) bounds: Bounds,
     /// Root keys from the environment; without them the data folder holds a pair.
     pub(crate) root_keys: Option<RootKeys>,
+}
+
+/// How much of the machine clients and background work may take.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    /// Connections of the transfer address; what the limit of open files has room for, if it is not said.
+    pub(crate) connections_max: Option<usize>,
+    /// Connections of the management address, likewise.
+    pub(crate) admin_connections_max: Option<usize>,
+    /// S3 requests under way at a time.
+    pub(crate) requests_max: usize,
+    /// Bytes that these hold in memory together.
+    pub(crate) buffer_max: u64,
+    /// How long a client may be silent, or slower than the least rate.
+    pub(crate) client_timeout: Duration,
+    /// Bytes a second of background work.
+    pub(crate) background_rate: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections_max: None,
+            admin_connections_max: None,
+            // More do not make two or sixty-four cores faster, and each may hold two files open.
+            requests_max: 512,
+            buffer_max: 256 << 20,
+            client_timeout: Duration::from_mins(1),
+            // Less than half of what one disk of a small machine does.
+            background_rate: 64 << 20,
+        }
+    }
 }
 
 /// What imports may do.
@@ -141,6 +201,16 @@ impl std::fmt::Debug for RootKeys {
 
 /// Most jobs at a time: each may hold a few MiB and a thread.
 const WORKERS_MAX: usize = 64;
+/// Most connections of an address: each costs some 10 KiB while it is idle.
+const CONNECTIONS_MAX: usize = 1 << 20;
+/// Most requests at a time: beyond it the memory of those that wait counts.
+const REQUESTS_MAX: usize = 1 << 16;
+/// The least memory for bodies: two of the largest signed chunks, so that one client cannot have it all.
+const BUFFER_LEN_MIN: u64 = 32 << 20;
+/// The least and the longest that a client may be silent: a packet that is lost twice takes a second.
+const CLIENT_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+/// The least rate of background work: with less, a sweep would not keep up with anything.
+const BACKGROUND_RATE_MIN: u64 = 64 << 10;
 
 impl Settings {
     /// Reads a TOML file.
@@ -168,11 +238,18 @@ impl Settings {
             workers: self.workers.or(file.workers),
             reserve: self.reserve.or(file.reserve),
             scrub_days: self.scrub_days.or(file.scrub_days),
+            connections_max: self.connections_max.or(file.connections_max),
+            admin_connections_max: self.admin_connections_max.or(file.admin_connections_max),
+            requests_max: self.requests_max.or(file.requests_max),
+            buffer_max: self.buffer_max.or(file.buffer_max),
+            client_timeout: self.client_timeout.or(file.client_timeout),
+            background_rate: self.background_rate.or(file.background_rate),
         }
     }
 
     /// Checks everything.
     pub(crate) fn check(self, root_keys: Option<RootKeys>) -> anyhow::Result<Config> {
+        let bounds = self.bounds()?;
         let zones = if self.zone.is_empty() {
             vec!["default".to_owned()]
         } else {
@@ -207,8 +284,40 @@ impl Settings {
             workers,
             reserve: self.reserve.unwrap_or(Reserve::Percent(2)),
             scrub_days: self.scrub_days.unwrap_or(30),
+            bounds,
             root_keys,
         })
+    }
+
+    fn bounds(&self) -> anyhow::Result<Bounds> {
+        let defaults = Bounds::default();
+        let bounds = Bounds {
+            connections_max: self.connections_max,
+            admin_connections_max: self.admin_connections_max,
+            requests_max: self.requests_max.unwrap_or(defaults.requests_max),
+            buffer_max: self.buffer_max.map_or(defaults.buffer_max, |size| size.0),
+            client_timeout: self.client_timeout.map_or(defaults.client_timeout, |span| span.0),
+            background_rate: self.background_rate.map_or(defaults.background_rate, |size| size.0),
+        };
+        for (name, count, most) in [
+            ("connections-max", bounds.connections_max, CONNECTIONS_MAX),
+            ("admin-connections-max", bounds.admin_connections_max, CONNECTIONS_MAX),
+            ("requests-max", Some(bounds.requests_max), REQUESTS_MAX),
+        ] {
+            if let Some(count) = count.filter(|count| !(1..=most).contains(count)) {
+                bail!("{name} must be between 1 and {most}, not {count}");
+            }
+        }
+        if bounds.buffer_max < BUFFER_LEN_MIN {
+            bail!("buffer-max must be at least {} MiB", BUFFER_LEN_MIN >> 20);
+        }
+        if !CLIENT_TIMEOUTS.contains(&bounds.client_timeout) {
+            bail!("client-timeout must be between 1 second and 1 hour");
+        }
+        if bounds.background_rate < BACKGROUND_RATE_MIN {
+            bail!("background-rate must be at least {} KiB", BACKGROUND_RATE_MIN >> 10);
+        }
+        Ok(bounds)
     }
 }
 
@@ -245,6 +354,32 @@ mod tests {
         for bad in ["100%", "-1%", "5", "x", "1.5GiB"] {
             assert!(bad.parse::<Reserve>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn bounds_are_said_with_units_and_held_against_what_makes_sense() {
+        let settings: Settings = toml::from_str(
+            "requests-max = 8\nbuffer-max = \"64MiB\"\nclient-timeout = \"5s\"\nbackground-rate = \"1MiB\"",
+        )
+        .unwrap();
+        let bounds = settings.check(None).unwrap().bounds;
+        assert_eq!((bounds.requests_max, bounds.buffer_max), (8, 64 << 20));
+        assert_eq!(
+            (bounds.client_timeout, bounds.background_rate),
+            (Duration::from_secs(5), 1 << 20)
+        );
+        for absurd in [
+            "requests-max = 0",
+            "connections-max = 0",
+            "admin-connections-max = 9999999",
+            "buffer-max = \"1MiB\"",
+            "client-timeout = \"10ms\"",
+            "background-rate = \"1B\"",
+        ] {
+            let settings: Settings = toml::from_str(absurd).unwrap();
+            assert!(settings.check(None).is_err(), "{absurd}");
+        }
+        assert!(toml::from_str::<Settings>("buffer-max = 1000000").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `config`, `app`, `server` | settings, what everything shares, listeners and shutdown |
+//! | `admission`, `pace`, `metrics` | whose turn it is, background work that yields, what is counted |
 //! | `s3` | one file a family of S3 operations |
 //! | `auth` | keys, secrets at rest |
 //! | `image` | where an object meets an image: tags, probes |
@@ -19,6 +20,7 @@
 //! | `cli` | one file a command |
 
 mod admin;
+mod admission;
 mod app;
 mod auth;
 mod cli;
@@ -28,7 +30,9 @@ mod error;
 mod image;
 mod import;
 mod job;
+mod metrics;
 mod outgoing;
+mod pace;
 mod s3;
 mod server;
 mod zone;

@@ -1,46 +1,36 @@
-//! Listeners, limits and shutdown.
+//! Listeners, bounds and shutdown.
 //!
 //! Two listeners: the transfer address speaks S3, the management address the admin API. When the addresses are bound,
 //! `endpoints.json` in the data folder says where. SIGTERM and SIGINT stop accepting, let requests under way finish
-//! within [`DRAIN`], stop the jobs (the next start goes on with them), and end with success.
+//! within half a minute, stop the jobs (the next start goes on with them), and end with success.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `descriptors` | how many connections and requests the limit of open files has room for |
+//! | `listener` | connections: accepted, counted, ended |
+//! | `answer` | one request: its turn ([`admission`](crate::admission)), its log line, what is counted |
+//! | `client` | whose a request is, and what it may hold in memory |
+//! | `body`, `socket`, `stall` | bodies in and out, cut off when a client is too slow |
+//! | `sweep` | the loop that clears what nothing names any more |
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod answer;
+mod body;
+mod client;
+pub(crate) mod descriptors;
+mod listener;
+mod socket;
+mod stall;
+mod sweep;
+
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
-use http::{HeaderValue, Request, Response};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
-use lithos_storage::LayoutId;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
-};
-use tracing::Instrument;
+use http::{Request, Response};
+use tokio::{net::TcpListener, task::JoinSet};
 
-use crate::{
-    app::{App, SharedApp},
-    config::Config,
-    job::runner::run_jobs,
-    s3,
-    zone::ZoneName,
-};
-
-/// How long requests under way may take to finish when the server stops.
-const DRAIN: Duration = Duration::from_secs(30);
-/// Most connections at a time, of each listener; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 4096;
-/// How long a client may take to send the head of a request: an idle or slow client costs a connection no longer.
-const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
-/// Most bytes of a connection's read buffer: it bounds the memory of a connection and the head of a request.
-const READ_BUFFER_MAX: usize = 128 << 10;
-/// How often the sweep looks around without having been asked.
-const SWEEP_EVERY: Duration = Duration::from_mins(1);
-/// How often all blobs are compared with the index, and expired intents given up.
-const STRAYS_EVERY: Duration = Duration::from_hours(1);
+pub(crate) use self::answer::{OperationName, QUEUE_FACTOR, QUEUE_WAIT};
+use self::{answer::Front, listener::Listener};
+use crate::{app::App, config::Config, job::runner::run_jobs, s3, zone::ZoneName};
 
 /// Runs the server until it is told to stop.
 pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
@@ -51,15 +41,24 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
 
     let mut background = JoinSet::new();
     background.spawn(run_jobs(Arc::clone(&app)));
-    background.spawn(sweep(Arc::clone(&app)));
+    background.spawn(sweep::run(Arc::clone(&app)));
     let mut listeners = JoinSet::new();
-    listeners.spawn(accept(Arc::clone(&app), transfer, s3::service(&app)?, "transfer"));
-    listeners.spawn(accept(
-        Arc::clone(&app),
-        management,
-        crate::admin::service(&app),
-        "management",
-    ));
+    let (transfer_max, management_max) = (app.budget.transfer, app.budget.management);
+    for (socket, front, connections_max) in [
+        (transfer, Front::transfer(&app, s3::service(&app)?), transfer_max),
+        (
+            management,
+            Front::management(&app, crate::admin::service(&app)),
+            management_max,
+        ),
+    ] {
+        let listener = Listener {
+            socket,
+            front,
+            connections_max,
+        };
+        listeners.spawn(listener.run());
+    }
 
     stop_signal().await?;
     tracing::info!("stopping: requests under way may finish");
@@ -112,119 +111,8 @@ async fn stop_signal() -> anyhow::Result<()> {
 pub(crate) struct RequestId(pub(crate) String);
 
 /// A request as the services get it.
-pub(crate) type HttpRequest = Request<Incoming>;
+pub(crate) type HttpRequest = Request<s3s::Body>;
 /// A response as the services give it.
 pub(crate) type HttpResponse = Response<s3s::Body>;
 /// What answers the requests of a listener. Never fails: an error is a response.
 pub(crate) type Service = Arc<dyn Fn(HttpRequest) -> futures::future::BoxFuture<'static, HttpResponse> + Send + Sync>;
-
-async fn accept(app: SharedApp, listener: TcpListener, service: Service, name: &'static str) {
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accepted = tokio::select! {
-            () = app.stopping.cancelled() => break,
-            accepted = accept_one(&listener, &places) => accepted,
-        };
-        let Some((stream, peer, place)) = accepted else {
-            continue;
-        };
-        let service = Arc::clone(&service);
-        let app = Arc::clone(&app);
-        let answer = service_fn(move |request| answer(Arc::clone(&app), Arc::clone(&service), request, peer, name));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .max_buf_size(READ_BUFFER_MAX)
-            .serve_connection(TokioIo::new(stream), answer);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-            drop(place);
-        });
-    }
-    drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!(
-            "{name}: some requests did not finish within {} s and are cut off",
-            DRAIN.as_secs()
-        );
-    }
-}
-
-type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
-
-async fn accept_one(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<Accepted> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, peer)) => {
-            // Small responses must not wait for an acknowledgement of the one before.
-            let _ = stream.set_nodelay(true);
-            Some((stream, peer, place))
-        }
-        Err(error) => {
-            // Out of file descriptors, most likely: it passes when connections end.
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            None
-        }
-    }
-}
-
-/// Answers one request, with an id, and logs it.
-async fn answer(
-    app: SharedApp,
-    service: Service,
-    mut request: HttpRequest,
-    peer: SocketAddr,
-    listener: &'static str,
-) -> Result<HttpResponse, std::convert::Infallible> {
-    let begun = tokio::time::Instant::now();
-    let id = LayoutId::generate(app.store.now()).to_string();
-    let method = request.method().clone();
-    // The query may hold a signature: it is not logged.
-    let path = request.uri().path().to_owned();
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let span = tracing::info_span!("request", id);
-    let mut response = service(request).instrument(span).await;
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-amz-request-id", value);
-    }
-    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let length = response
-        .headers()
-        .get(http::header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("-");
-    tracing::info!(target: "access", listener, %peer, %method, path, status = response.status().as_u16(), length, millis, id);
-    Ok(response)
-}
-
-/// Sweeps whenever there is something to sweep.
-async fn sweep(app: SharedApp) {
-    // The first tick comes at once: a crash of the machine may have left something.
-    let mut strays = tokio::time::interval(STRAYS_EVERY);
-    loop {
-        let report = tokio::select! {
-            () = app.stopping.cancelled() => return,
-            () = app.store.sweep_due() => app.store.sweep().await,
-            () = tokio::time::sleep(SWEEP_EVERY) => app.store.sweep().await,
-            _ = strays.tick() => sweep_all(&app).await,
-        };
-        match report {
-            Ok(report) if report != lithos_storage::SweepReport::default() => tracing::debug!(?report, "swept"),
-            Ok(_) => {}
-            Err(error) => tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the sweep failed; it will go on"
-            ),
-        }
-    }
-}
-
-async fn sweep_all(app: &App) -> lithos_storage::Result<lithos_storage::SweepReport> {
-    app.store.sweep_intents(app.store.now()).await?;
-    app.store.sweep_strays().await
-}

@@ -3,11 +3,13 @@
 //! | module | shows |
 //! | --- | --- |
 //! | `s3` | the cases of the library, one server a family |
+//! | `bounds` | what happens when clients are too many, too slow or too greedy |
 //! | `clients` | aws, s3cmd and boto3 |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
 //! | `zones` | two servers |
+//! | `exposition` | `/metrics`, read strictly |
 //! | `kill` | SIGKILL at random moments |
 //! | `heavy` | what has the machine to itself: memory, 2 GiB images, time |
 
@@ -19,8 +21,10 @@
 #![allow(clippy::print_stdout, reason = "what was measured is part of the result")]
 #![allow(clippy::large_futures, reason = "those of the SDK are, and a test has few of them")]
 
+mod bounds;
 mod clients;
 mod convert;
+mod exposition;
 mod heavy;
 mod images;
 mod import;

@@ -3,6 +3,7 @@
 //! | path | what | signed |
 //! | --- | --- | --- |
 //! | `/healthz`, `/readyz` | whether the process lives, and whether it can serve | no |
+//! | `/metrics` | what the server counts ([`metrics`](crate::metrics)) | no |
 //! | `/api/v1/…` | [`ROUTES`], described by `openapi.json` | yes, as S3 requests are |
 //! | all else | where S3 and the API are | |
 //!
@@ -40,11 +41,12 @@ use self::error::{ApiError, render_errors};
 use crate::{
     app::SharedApp,
     auth::route::{KeyringAuth, signed_routes},
+    metrics,
     server::{HttpRequest, HttpResponse, RequestId, Service},
 };
 
 /// What the paths of the API begin with; a later version has another number after it.
-const API: &str = "/api/";
+pub(crate) const API: &str = "/api/";
 
 /// A route of the API.
 struct Route {
@@ -155,7 +157,7 @@ async fn answer_open(open: Router, request: HttpRequest) -> HttpResponse {
 
 /// Has the signature verified, and the API's route answer. What s3s refuses by itself, in XML, becomes JSON.
 async fn answer_signed(signed: S3Service, request: HttpRequest, id: Option<RequestId>) -> HttpResponse {
-    let response = match signed.call(request.map(s3s::Body::from)).await {
+    let response = match signed.call(request).await {
         Ok(response) => response,
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a request to the API failed");
@@ -225,6 +227,7 @@ fn open_routes(app: &SharedApp) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/metrics", get(show_metrics))
         .fallback(elsewhere)
         .layer(from_fn(render_errors))
         .with_state(SharedApp::clone(app))
@@ -240,6 +243,23 @@ async fn ready(State(app): State<SharedApp>) -> Result<&'static str, ApiError> {
         not_ready("the index cannot be read; the log has the reason")
     })?;
     Ok("ready\n")
+}
+
+async fn show_metrics(State(app): State<SharedApp>) -> Result<Response, ApiError> {
+    let rendered = tokio::task::spawn_blocking(move || app.metrics.render(&app)).await;
+    match rendered {
+        Ok(Ok(text)) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
+        _ => Err(ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "InternalError",
+            "the metrics could not be written",
+        )),
+    }
+}
+
+/// The answer to a request that does not get its turn.
+pub(crate) fn slow_down(id: &RequestId, message: String) -> HttpResponse {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", message).render(Some(id))
 }
 
 /// Says where things are to who came to the wrong address, in the language they speak.

@@ -96,7 +96,8 @@ async fn accept(listener: TcpListener, service: crate::server::Service) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let service = Arc::clone(&service);
-        let answer = service_fn(move |mut request| {
+        let answer = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let mut request = request.map(s3s::Body::from);
             request.extensions_mut().insert(RequestId("0123".to_owned()));
             let response = service(request);
             async { Ok::<_, std::convert::Infallible>(response.await) }

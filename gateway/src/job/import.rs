@@ -138,7 +138,6 @@ mod tests {
 
     use lithos_storage::{Store, blob::MemoryBlobs, job::Lease, kv::MemoryKv};
     use sha2::Digest as _;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
@@ -147,6 +146,7 @@ mod tests {
         config::Settings,
         import::origin::{self, Origin, cut_reply, reply},
         job::Task,
+        server::descriptors::Budget,
     };
 
     /// A gateway in memory, and the folder of its keys.
@@ -166,14 +166,8 @@ mod tests {
             .create_bucket(&"images".parse().unwrap(), None, BTreeMap::new(), "me".to_owned())
             .await
             .unwrap();
-        let app = App {
-            config,
-            store,
-            keyring,
-            worker: 1,
-            stopping: CancellationToken::new(),
-        };
-        (Arc::new(app), folder)
+        let budget = Budget::claim(&config.bounds);
+        (Arc::new(App::new(config, budget, store, keyring, 1)), folder)
     }
 
     fn task(origin: &Origin, checksum: Option<&str>) -> ImportTask {

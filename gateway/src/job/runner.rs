@@ -70,7 +70,11 @@ async fn run_claimed(app: &SharedApp, lease: Lease) {
         progress: Mutex::default(),
     });
     tracing::info!(job = %job.id, kind = job.kind, subject = job.subject, attempt = job.attempts, "job begins");
-    let outcome = match Task::of(job) {
+    let task = Task::of(job);
+    // What this release does not know could be called anything.
+    let kind = task.as_ref().map_or("unknown", |_| job.kind.as_str());
+    app.metrics.job_begun(kind);
+    let outcome = match task {
         Err(error) => Err(error),
         Ok(task) => {
             // A task of its own, so that a bug in one job ends that job only.
@@ -88,7 +92,10 @@ async fn run_claimed(app: &SharedApp, lease: Lease) {
     let ending = ending(outcome, context.attempt);
     let _ = app.store.report_progress(context.fence, &context.snapshot()).await;
     match app.store.end_job(context.fence, ending.clone()).await {
-        Ok(job) => tracing::info!(job = %job.id, state = ?job.state, message = job.message, "job ends"),
+        Ok(job) => {
+            app.metrics.job_ended(kind, job.state);
+            tracing::info!(job = %job.id, state = ?job.state, message = job.message, "job ends");
+        }
         Err(error) if error.kind() == ErrorKind::PreconditionFailed => {
             tracing::info!(job = %job.id, "job ends: it is no longer ours");
         }

@@ -23,7 +23,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, EXPECT},
 };
 use s3s::{
-    S3, S3Error, S3Request, S3Response, S3Result,
+    S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result,
     config::{S3Config, StaticConfigProvider},
     dto,
     host::MultiDomain,
@@ -33,18 +33,18 @@ use s3s::{
 use crate::{
     app::SharedApp,
     auth::route::{KeyringAuth, signed_routes},
-    server::{RequestId, Service},
+    server::{HttpRequest, HttpResponse, OperationName, RequestId, Service},
 };
 
 /// Largest body of one PutObject or UploadPart (S3 User Guide, "Uploading objects").
 const PUT_LEN_MAX: u64 = 5 << 30;
 /// Largest XML body: a completion of 10,000 parts with checksums has about 2 MiB.
-const XML_LEN_MAX: usize = 4 << 20;
+pub(crate) const XML_LEN_MAX: usize = 4 << 20;
 /// Largest signed chunk of an aws-chunked body, which is held in memory until its signature is checked. Clients send 64
 /// KiB to 1 MiB.
-const CHUNK_LEN_MAX: usize = 8 << 20;
+pub(crate) const CHUNK_LEN_MAX: usize = 8 << 20;
 /// Path under which image servers talk to each other. No bucket name begins with a dot.
-const PEER_PREFIX: &str = "/.lithos/v1/";
+pub(crate) const PEER_PREFIX: &str = "/.lithos/v1/";
 
 /// What answers on the transfer address.
 pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
@@ -69,7 +69,7 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
     }))
 }
 
-async fn call(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
+async fn call(service: &S3Service, request: HttpRequest) -> HttpResponse {
     let last = waits_for_nothing(request.headers());
     let mut response = answer(service, request).await;
     if last {
@@ -88,7 +88,7 @@ fn waits_for_nothing(headers: &HeaderMap) -> bool {
     headers.contains_key(EXPECT) && headers.get(CONTENT_LENGTH).is_none_or(|len| len == "0")
 }
 
-async fn answer(service: &S3Service, request: crate::server::HttpRequest) -> crate::server::HttpResponse {
+async fn answer(service: &S3Service, request: HttpRequest) -> HttpResponse {
     let id = request
         .extensions()
         .get::<RequestId>()
@@ -97,7 +97,7 @@ async fn answer(service: &S3Service, request: crate::server::HttpRequest) -> cra
     if let Some(refusal) = region::refusal(request.headers(), &id) {
         return refusal;
     }
-    match service.call(request.map(s3s::Body::from)).await {
+    match service.call(request).await {
         Ok(response) => response,
         Err(error) => {
             tracing::error!(%error, "a request could not be answered");
@@ -106,6 +106,17 @@ async fn answer(service: &S3Service, request: crate::server::HttpRequest) -> cra
             response
         }
     }
+}
+
+/// The answer to a request that does not get its turn.
+pub(crate) fn slow_down(id: &RequestId, message: String) -> HttpResponse {
+    let error = finish(S3Error::with_message(S3ErrorCode::SlowDown, message), Some(id.clone()));
+    error.to_http_response().unwrap_or_else(|error| {
+        tracing::error!(%error, "a refusal could not be written");
+        let mut response = http::Response::new(s3s::Body::empty());
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
 }
 
 /// The S3 operations of this server.
@@ -138,6 +149,9 @@ macro_rules! operations {
             $(
                 async fn $name(&self, request: S3Request<dto::$input>) -> S3Result<S3Response<dto::$output>> {
                     let id = request.extensions.get::<RequestId>().cloned();
+                    if let Some(operation) = request.extensions.get::<OperationName>() {
+                        operation.set(stringify!($input).trim_end_matches("Input"));
+                    }
                     $function(&self.app, request).await.map_err(|error| finish(error, id))
                 }
             )*

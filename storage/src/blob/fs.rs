@@ -82,6 +82,16 @@ impl FsBlobs {
             open: Arc::default(),
         })
     }
+
+    /// The same store, with at most `count` blobs kept open, each a file descriptor; 256 unless this is called. With
+    /// none, every range that is read opens its blob.
+    #[must_use]
+    pub fn keep_open(self, count: usize) -> Self {
+        Self {
+            open: Arc::new(OpenBlobs::of(count)),
+            ..self
+        }
+    }
 }
 
 #[async_trait]

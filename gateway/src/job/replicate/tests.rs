@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     app::{App, SharedApp},
     client::parse_server,
-    config::{Config, ImportConfig, RootKeys},
+    config::{Bounds, Config, ImportConfig, RootKeys},
     s3,
     zone::{REPLICA, registry::NewPeer, status},
 };
@@ -56,6 +56,7 @@ impl Site {
             domains: Vec::new(),
             import: ImportConfig::default(),
             workers: 1,
+            bounds: Bounds::default(),
             root_keys: Some(root_keys(zone)),
         })
         .await
@@ -87,7 +88,7 @@ impl Site {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (service, asked, hang_ups) = (Arc::clone(&service), Arc::clone(&asked), Arc::clone(&hang_ups));
-                let answer = hyper::service::service_fn(move |request: crate::server::HttpRequest| {
+                let answer = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
                     asked
                         .lock()
                         .unwrap()
@@ -97,7 +98,7 @@ impl Site {
                         && hang_ups
                             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
                             .is_ok();
-                    let answer = (!hang_up).then(|| service(request));
+                    let answer = (!hang_up).then(|| service(request.map(s3s::Body::from)));
                     async move {
                         match answer {
                             Some(answer) => Ok(answer.await),

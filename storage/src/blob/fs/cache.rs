@@ -8,12 +8,22 @@ use std::{
 use super::reader::Sealed;
 use crate::blob::BlobId;
 
-/// Most blobs kept open: a quarter of the usual limit of 1,024 descriptors, and at most 4 MiB of checksums.
+/// Most blobs kept open, if nothing else is said: a quarter of the usual limit of 1,024 descriptors, and at most 4 MiB of checksums.
 const OPEN_BLOBS_MAX: usize = 256;
 
 /// The blobs that were opened last.
-#[derive(Debug, Default)]
-pub(super) struct OpenBlobs(Mutex<Inner>);
+#[derive(Debug)]
+pub(super) struct OpenBlobs {
+    inner: Mutex<Inner>,
+    /// How many at most.
+    most: usize,
+}
+
+impl Default for OpenBlobs {
+    fn default() -> Self {
+        Self::of(OPEN_BLOBS_MAX)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -35,6 +45,14 @@ struct Entry {
 pub(super) struct Epoch(u64);
 
 impl OpenBlobs {
+    /// Room for `most` blobs.
+    pub(super) fn of(most: usize) -> Self {
+        Self {
+            inner: Mutex::default(),
+            most,
+        }
+    }
+
     /// The blob, if it is open; and the time, for [`OpenBlobs::insert`].
     pub(super) fn get(&self, id: BlobId) -> (Option<Arc<Sealed>>, Epoch) {
         let mut inner = self.lock();
@@ -63,7 +81,7 @@ impl OpenBlobs {
                 last_use,
             },
         );
-        if inner.blobs.len() > OPEN_BLOBS_MAX {
+        if inner.blobs.len() > self.most {
             let oldest = inner
                 .blobs
                 .iter()
@@ -88,6 +106,6 @@ impl OpenBlobs {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().expect("nothing panics while it holds this lock")
+        self.inner.lock().expect("nothing panics while it holds this lock")
     }
 }
