@@ -1,13 +1,14 @@
 //! What every part of the gateway shares.
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use lithos_storage::{
-    Store,
-    blob::FsBlobs,
+    Limits as StoreLimits, Store,
+    blob::{Blobs, FsBlobs, FsOptions},
     clock::{Clock, Timestamp},
     kv::RocksKv,
 };
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -38,6 +39,8 @@ pub(crate) struct App {
     pub(crate) pace: Pace,
     /// What is counted.
     pub(crate) metrics: Metrics,
+    /// One scrub reads at a time.
+    pub(crate) scrubbing: Mutex<()>,
     /// Names this process among all that ever work on the jobs of the store.
     pub(crate) worker: u64,
     /// Cancelled when the server is to stop.
@@ -57,13 +60,21 @@ impl App {
         let (kv, blobs) = tokio::task::spawn_blocking(move || {
             // The index first: its lock says that nobody else has the folder.
             let kv = RocksKv::open(&data.join("index"))?;
-            let blobs = FsBlobs::open(&data.join("blobs"))?.keep_open(budget.open_blobs);
+            let options = FsOptions {
+                open_blobs_max: NonZeroUsize::new(budget.open_blobs).unwrap_or(NonZeroUsize::MIN),
+                ..FsOptions::default()
+            };
+            let blobs = FsBlobs::open_with(&data.join("blobs"), &options)?;
             Ok::<_, lithos_storage::Error>((kv, blobs))
         })
         .await?
         .with_context(|| format!("cannot open the data folder {}", config.data.display()))?;
         let keyring = Keyring::open(&config.data, config.root_keys.clone())?;
-        let store = Store::open(Arc::new(kv), Arc::new(blobs), Arc::new(SystemClock)).await?;
+        let limits = StoreLimits {
+            reserve: blobs.space().await?.map_or(0, |space| config.reserve.bytes(space.total)),
+            ..StoreLimits::default()
+        };
+        let store = Store::open_with(Arc::new(kv), Arc::new(blobs), Arc::new(SystemClock), limits).await?;
         let worker = u64::from(std::process::id()) << 32 | (store.now().0 & 0xffff_ffff);
         let recovered = store
             .recover(worker)
@@ -94,6 +105,7 @@ impl App {
             admission,
             pace,
             metrics: Metrics::default(),
+            scrubbing: Mutex::default(),
             worker,
             stopping: CancellationToken::new(),
         }

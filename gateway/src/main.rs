@@ -30,6 +30,7 @@ mod error;
 mod image;
 mod import;
 mod job;
+mod maintain;
 mod metrics;
 mod outgoing;
 mod pace;

@@ -79,7 +79,7 @@ async fn damage(app: SharedApp) -> lithos_storage::Result<()> {
     app.store.damage_due().await;
     for blob in app.store.record_damage().await? {
         tracing::error!(%blob, "a read has met damage: the blob is looked at by a job");
-        app.metrics.damaged_block();
+        app.metrics.damaged_blocks.inc();
         app.store.queue_job(scrub_of(blob).job()).await?;
     }
     Ok(())

@@ -30,7 +30,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 pub(crate) use self::answer::{OperationName, QUEUE_FACTOR, QUEUE_WAIT};
 use self::{answer::Front, listener::Listener};
-use crate::{app::App, config::Config, job::runner::run_jobs, s3, zone::ZoneName};
+use crate::{app::App, config::Config, job::runner::run_jobs, maintain, s3, zone::ZoneName};
 
 /// Runs the server until it is told to stop.
 pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
@@ -42,6 +42,7 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     let mut background = JoinSet::new();
     background.spawn(run_jobs(Arc::clone(&app)));
     background.spawn(sweep::run(Arc::clone(&app)));
+    background.spawn(maintain::run(Arc::clone(&app)));
     let mut listeners = JoinSet::new();
     let (transfer_max, management_max) = (app.budget.transfer, app.budget.management);
     for (socket, front, connections_max) in [

@@ -473,7 +473,7 @@ fn put_intent(txn: &mut Txn, id: BlobId, stage: IntentStage, now: Timestamp) -> 
 }
 
 async fn standing(txn: &mut Txn, id: BlobId) -> Result<Standing> {
-    if let Some(BlobRecord { len }) = get(txn, &Keys::blob(id)).await? {
+    if let Some(BlobRecord { len, .. }) = get(txn, &Keys::blob(id)).await? {
         // The sweep of a dying layout deletes its blobs before their rows.
         let owner: Option<LayoutRecord> = get(txn, &Keys::layout(id.owner)).await?;
         let going = owner.is_none_or(|owner| owner.state == LayoutState::Dying);

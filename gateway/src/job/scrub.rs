@@ -99,7 +99,7 @@ struct Hurt {
 impl Hurt {
     fn note(&mut self, context: &JobContext, damage: &lithos_storage::Damage) {
         tracing::error!(%damage, "stored bytes are damaged");
-        context.app.metrics.damaged_block();
+        context.app.metrics.damaged_blocks.inc();
         if self.places.len() < NAMED_MAX {
             self.places.push(damage.to_string());
         }
