@@ -355,7 +355,7 @@ mod tests {
             (&[FRAME, 10], 10, "an empty frame"),
             (&[FRAME | group, 10], len, "a frame that saves nothing"),
             (&[u32::MAX, 10], len, "the longest frame"),
-            (&[group, FRAME | 10], len, "a last frame that saves nothing"),
+            (&[group, FRAME | 0xa], len, "a last frame that saves nothing"),
         ] {
             assert!(Groups::parse(len, stored_len, &table(entries)).is_err(), "{why}");
         }

@@ -61,7 +61,7 @@ async fn exported_blob_is_a_blob_of_its_own() {
     let (root, to_root) = (folder.path().join("root"), folder.path().join("backup"));
     let blobs = FsBlobs::open(&root).unwrap();
     let content = Bytes::from(b"remember me ".repeat(100_000));
-    write(&blobs, ID, &[content.clone()]).await;
+    write(&blobs, ID, std::slice::from_ref(&content)).await;
     assert_eq!(
         blobs.export(ID, &to_root).await.unwrap_err().kind(),
         ErrorKind::Io,

@@ -58,7 +58,7 @@ async fn crash_after_any_step_leaves_one_of_the_forms() {
     let folder = tempfile::tempdir().unwrap();
     let content = content();
     let blobs = FsBlobs::open(folder.path()).unwrap();
-    write(&blobs, ID, &[content.clone()]).await;
+    write(&blobs, ID, std::slice::from_ref(&content)).await;
     let path = blobs.shared.folders.path(ID);
     let old = fs::read(&path).unwrap();
     blobs.repack(ID, Compression::Zstd(1)).await.unwrap();
@@ -137,7 +137,7 @@ async fn readers_see_the_same_bytes_while_a_blob_changes_its_form() {
     let folder = tempfile::tempdir().unwrap();
     let content = content();
     let blobs = Arc::new(FsBlobs::open(folder.path()).unwrap());
-    write(&blobs, ID, &[content.clone()]).await;
+    write(&blobs, ID, std::slice::from_ref(&content)).await;
     let (stop, stopped) = tokio::sync::watch::channel(());
     let readers: Vec<_> = (0..2_u64)
         .map(|reader| {
