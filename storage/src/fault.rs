@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{
-    blob::{Blob, BlobId, BlobWriter, Blobs},
-    error::{Error, ErrorKind, Result},
+    blob::{Blob, BlobId, BlobWriter, Blobs, Compression, Repacked, Space},
+    error::{Damage, Error, ErrorKind, Result},
     kv::{Commit, Kv, Outcome, Page, Scan, Snapshot, Version},
 };
 
@@ -208,6 +208,18 @@ impl Blobs for FaultyBlobs {
     async fn list(&self, after: Option<BlobId>, limit: usize) -> Result<Vec<BlobId>> {
         self.plan.run(self.inner.list(after, limit)).await
     }
+
+    async fn repack(&self, id: BlobId, compression: Compression) -> Result<Repacked> {
+        self.plan.run(self.inner.repack(id, compression)).await
+    }
+
+    async fn stored_len(&self, id: BlobId) -> Result<u64> {
+        self.plan.run(self.inner.stored_len(id)).await
+    }
+
+    async fn space(&self) -> Result<Option<Space>> {
+        self.plan.run(self.inner.space()).await
+    }
 }
 
 #[derive(Debug)]
@@ -241,5 +253,9 @@ impl Blob for FaultyBlob {
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
         self.plan.run(self.inner.read(range)).await
+    }
+
+    async fn verify(&self, range: Range<u64>) -> Result<Vec<Damage>> {
+        self.plan.run(self.inner.verify(range)).await
     }
 }

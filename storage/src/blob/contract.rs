@@ -6,9 +6,9 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{BLOB_LEN_MAX, BLOCK_LEN, BlobId, BlobWriter, Blobs};
+use super::{BLOB_LEN_MAX, BLOCK_LEN, BlobId, BlobWriter, Blobs, Compression, Repacked, SAVED_PART_MIN, ZSTD_LEVELS};
 use crate::{
-    error::{ErrorKind, Result},
+    error::{Damage, ErrorKind, Result},
     schema::LayoutId,
 };
 
@@ -29,6 +29,13 @@ pub async fn run(make: impl AsyncFn() -> Arc<dyn Blobs>) {
     open_blob_survives_its_deletion(&*make().await).await;
     list_pages_through_all_blobs(&*make().await).await;
     writers_do_not_disturb_each_other(&*make().await).await;
+    repacked_blob_has_the_same_bytes(&*make().await).await;
+    open_blob_survives_its_repacking(&*make().await).await;
+    repacking_has_bounds(&*make().await).await;
+    deleted_blob_stays_deleted_while_it_is_repacked(make().await).await;
+    stored_len_is_of_sealed_blobs(&*make().await).await;
+    whole_blob_has_no_damage(&*make().await).await;
+    space_is_within_itself(&*make().await).await;
 }
 
 /// The `index`-th blob of some owner; owners are spread over the first and last bytes of their ids.
@@ -161,6 +168,8 @@ async fn missing_blob_cannot_be_opened(blobs: &dyn Blobs) {
         error.to_string().contains(&id(0).to_string()),
         "the error names the blob: {error}"
     );
+    let damage = error.damage().expect("a missing blob is a damage");
+    assert_eq!((damage.blob, damage.offset), (id(0), None));
     assert!(!exists(blobs, id(0)).await);
 }
 
@@ -261,5 +270,137 @@ async fn writers_do_not_disturb_each_other(blobs: &dyn Blobs) {
             .await
             .expect("the blob is readable");
         assert!(bytes == data, "blob {index}");
+    }
+}
+
+/// Text that compresses well, and then bytes that do not.
+fn compressible(len: usize) -> Bytes {
+    let mut data = b"so much depends upon a red wheel barrow ".repeat(len / 40 + 1);
+    data.truncate(len);
+    let noise = pattern(len / 4);
+    data.splice(len - noise.len().., noise);
+    data.into()
+}
+
+async fn repack(blobs: &dyn Blobs, id: BlobId, compression: Compression) -> Repacked {
+    let repacked = blobs.repack(id, compression).await.expect("a blob can be repacked");
+    let stored_len = blobs.stored_len(id).await.expect("the blob is there");
+    assert_eq!(repacked.after, stored_len, "{compression:?}");
+    repacked
+}
+
+async fn verify(blobs: &dyn Blobs, id: BlobId, range: Range<u64>) -> Result<Vec<Damage>> {
+    blobs.open(id).await?.verify(range).await
+}
+
+async fn repacked_blob_has_the_same_bytes(blobs: &dyn Blobs) {
+    for (index, len) in (0..).zip([0, 1, 1000, 2 * BLOCK, 11 * BLOCK + 7]) {
+        let data = compressible(len);
+        store(blobs, id(index), &data, 100_000).await;
+        let forms = [
+            Compression::Zstd(1),
+            Compression::Zstd(1),
+            Compression::Zstd(9),
+            Compression::None,
+            Compression::Zstd(3),
+        ];
+        for form in forms {
+            let before = blobs.stored_len(id(index)).await.expect("the blob is there");
+            let repacked = repack(blobs, id(index), form).await;
+            assert_eq!(repacked.before, before);
+            let saved = before.saturating_sub(repacked.after);
+            let is_worth_it = repacked.after == before || saved * SAVED_PART_MIN >= before;
+            assert!(is_worth_it || form == Compression::None, "{form:?}: {repacked:?}");
+            assert_eq!(list(blobs, None, 1).await.len(), 1);
+            let blob = blobs.open(id(index)).await.expect("the blob is there");
+            assert_eq!(blob.len(), len as u64);
+            for (start, end) in [(0, len), (len / 3, len / 2), (len / 2, len), (len, len)] {
+                let bytes = blob
+                    .read(start as u64..end as u64)
+                    .await
+                    .expect("the range is readable");
+                assert!(bytes == data.slice(start..end), "{start}..{end} of {len} in {form:?}");
+            }
+            let damage = blob.verify(0..len as u64).await.expect("the range can be verified");
+            assert_eq!(damage, []);
+        }
+    }
+}
+
+async fn open_blob_survives_its_repacking(blobs: &dyn Blobs) {
+    let data = compressible(5 * BLOCK);
+    store(blobs, id(0), &data, 1 << 20).await;
+    let blob = blobs.open(id(0)).await.expect("the blob is there");
+    repack(blobs, id(0), Compression::Zstd(3)).await;
+    let bytes = blob.read(0..blob.len()).await.expect("the blob is still readable");
+    assert!(bytes == data);
+}
+
+async fn repacking_has_bounds(blobs: &dyn Blobs) {
+    let missing = blobs.repack(id(0), Compression::Zstd(3)).await;
+    let error = missing.expect_err("there is no such blob");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(error.damage().map(|damage| damage.blob), Some(id(0)));
+    store(blobs, id(0), &compressible(1000), 1000).await;
+    for level in [i32::MIN, 0, ZSTD_LEVELS.end() + 1, i32::MAX] {
+        let refused = blobs.repack(id(0), Compression::Zstd(level)).await;
+        assert_eq!(kind(refused), Some(ErrorKind::InvalidArgument), "level {level}");
+    }
+}
+
+async fn deleted_blob_stays_deleted_while_it_is_repacked(blobs: Arc<dyn Blobs>) {
+    let data = compressible(20 * BLOCK);
+    for round in 0..20 {
+        let id = id(round);
+        store(&*blobs, id, &data, 1 << 20).await;
+        let repacking = {
+            let blobs = Arc::clone(&blobs);
+            tokio::spawn(async move { blobs.repack(id, Compression::Zstd(1)).await })
+        };
+        // From a delete before the first step to one after the last.
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+            exists(&*blobs, id).await;
+        }
+        blobs.delete(id).await.expect("a blob can be deleted");
+        let ended = repacking.await.expect("the task ends");
+        let is_fine = matches!(
+            kind(ended),
+            None | Some(ErrorKind::Corrupt | ErrorKind::PreconditionFailed)
+        );
+        assert!(is_fine, "round {round}");
+        assert!(!exists(&*blobs, id).await, "round {round}");
+        assert_eq!(list(&*blobs, None, 10).await, []);
+    }
+}
+
+async fn stored_len_is_of_sealed_blobs(blobs: &dyn Blobs) {
+    assert_eq!(kind(blobs.stored_len(id(0)).await), Some(ErrorKind::Corrupt));
+    store(blobs, id(0), &pattern(10 * BLOCK), 1 << 20).await;
+    let len = blobs.stored_len(id(0)).await.expect("the blob is there");
+    let at_most = 10 * BLOCK_LEN + BLOCK_LEN;
+    assert!((10 * BLOCK_LEN..at_most).contains(&len), "{len} bytes are stored");
+    blobs.delete(id(0)).await.expect("a blob can be deleted");
+    let error = blobs.stored_len(id(0)).await.expect_err("it is gone");
+    assert_eq!(error.damage().map(|damage| damage.blob), Some(id(0)));
+}
+
+async fn whole_blob_has_no_damage(blobs: &dyn Blobs) {
+    store(blobs, id(0), &pattern(2 * BLOCK + 5), 1 << 20).await;
+    let len = 2 * BLOCK_LEN + 5;
+    for range in [0..len, 0..0, 5..6, BLOCK_LEN - 1..BLOCK_LEN + 1, len - 1..len, len..len] {
+        let damage = verify(blobs, id(0), range).await.expect("the range can be verified");
+        assert_eq!(damage, []);
+    }
+    #[expect(clippy::reversed_empty_ranges, reason = "it is one of the cases")]
+    for range in [0..len + 1, len + 1..len + 1, 5..4, 0..u64::MAX] {
+        let outside = verify(blobs, id(0), range.clone()).await;
+        assert_eq!(kind(outside), Some(ErrorKind::Corrupt), "{range:?}");
+    }
+}
+
+async fn space_is_within_itself(blobs: &dyn Blobs) {
+    if let Some(space) = blobs.space().await.expect("the space can be told") {
+        assert!(space.free <= space.total && space.total > 0, "{space:?}");
     }
 }

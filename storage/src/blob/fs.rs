@@ -5,8 +5,12 @@
 //! ROOT/blobs/00 … ff/BLOB      sealed blobs, by the last byte of the owner's id, which is random
 //! ```
 //!
-//! A file holds the data from offset 0, so that blocks are aligned, and then a trailer of checksums; `fs/format.rs`
-//! draws it. Who opens the root must hold the lock of the index beside it: the root is used by one process at a time.
+//! A file holds the data from offset 0, plain or packed, and then a trailer of checksums; `fs/format.rs` draws both. Who
+//! opens the root to write must hold the lock of the index beside it: the root is written by one process at a time.
+//!
+//! A sealed file is never changed in place: it gets its name once, whole, and loses it to another file or to a deletion.
+//! So those who have it open read on, and a hard link to it is as good as a copy (`fs/export.rs`). How a blob is repacked
+//! stands in `fs/repack.rs`.
 //!
 //! # From append to durable
 //!
@@ -30,35 +34,73 @@
 //! every connection of its thread, and the hop costs a tenth of what the request around it does.
 
 mod cache;
+mod draft;
+mod export;
+mod file;
+mod folders;
 mod format;
+mod packed;
+mod partial;
 mod reader;
+mod repack;
 #[cfg(test)]
 mod tests;
+mod verified;
 mod writer;
 
 use std::{
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    fs, io,
+    num::NonZeroUsize,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
+pub use self::export::Exported;
 use self::{
     cache::OpenBlobs,
-    reader::{FsBlob, Sealed},
-    writer::{Draft, FsWriter},
+    folders::{Folders, fan_out, sync_folder},
+    reader::{FsBlob, Reading, Sealed},
+    repack::{Next, Repack},
+    verified::VERIFIED_FOR,
+    writer::{FsWriter, PlainDraft},
 };
-use super::{Blob, BlobId, BlobWriter, Blobs};
-use crate::error::{Error, Result};
+use super::{Blob, BlobId, BlobWriter, Blobs, Compression, Repacked, Space, unreadable};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most blobs kept open, unless the options say otherwise: a quarter of the usual limit of 1,024 descriptors, and at
+/// most 8 MiB of checksums.
+const OPEN_BLOBS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
+
+/// Locks that are shared by what changes names; a blob has one by its folder. So many that they are seldom waited for:
+/// to remove a large file takes milliseconds.
+const NAME_LOCKS: usize = 256;
+
+/// How a store of blobs in a folder behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsOptions {
+    /// Most blobs that are kept open for the next reader; 256 by default.
+    pub open_blobs_max: NonZeroUsize,
+    /// How long a block is trusted after it was found whole; 5 minutes by default, zero to check at every read.
+    pub verified_for: Duration,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self {
+            open_blobs_max: OPEN_BLOBS_MAX,
+            verified_for: VERIFIED_FOR,
+        }
+    }
+}
 
 /// A store of blobs in a folder.
 #[derive(Debug)]
 pub struct FsBlobs {
-    folders: Arc<Folders>,
-    open: Arc<OpenBlobs>,
+    shared: Arc<Shared>,
 }
 
 impl FsBlobs {
@@ -67,52 +109,198 @@ impl FsBlobs {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the disk fails.
+    /// [`ErrorKind::Io`] if the disk fails.
     pub fn open(root: &Path) -> Result<Self> {
-        let folders = Folders {
-            tmp: root.join("tmp"),
-            blobs: root.join("blobs"),
-            drafts: AtomicU64::new(0),
-        };
-        folders
-            .prepare(root)
-            .map_err(|error| Error::io(format!("prepare the folder {}", root.display()), error))?;
+        Self::open_with(root, &FsOptions::default())
+    }
+
+    /// As [`FsBlobs::open`], with options.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails.
+    pub fn open_with(root: &Path, options: &FsOptions) -> Result<Self> {
+        let shared = Shared::new(root, options, Access::ReadWrite);
+        shared.folders.make()?;
+        shared.folders.remove_drafts()?;
         Ok(Self {
-            folders: Arc::new(folders),
-            open: Arc::default(),
+            shared: Arc::new(shared),
         })
+    }
+
+    /// Opens the store in the folder `root` without ever writing to it. A server may be at work on it: blobs may then
+    /// come and go.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the folders of a store are not there, or the disk fails.
+    pub fn open_read_only(root: &Path) -> Result<Self> {
+        let shared = Shared::new(root, &FsOptions::default(), Access::ReadOnly);
+        shared.folders.check()?;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Makes the folders of a store in `to_root`, for [`FsBlobs::export`]; what is there stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails.
+    pub async fn prepare_export(to_root: &Path) -> Result<()> {
+        let target = Folders::of(to_root);
+        spawn_blocking(move || target.make()).await?
+    }
+
+    /// Gives the blob `id` to the root `to_root`, as it is stored: as a hard link, else as a clone, else as a copy. It is
+    /// durable there after [`FsBlobs::sync_export`]. The caller sees to it that the blob stays until this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`], with the [`Damage`](crate::Damage), if the blob is missing; [`ErrorKind::StorageFull`] or
+    /// [`ErrorKind::Io`] if a disk is full or fails, or `to_root` was not prepared.
+    pub async fn export(&self, id: BlobId, to_root: &Path) -> Result<Exported> {
+        let (shared, target) = (Arc::clone(&self.shared), Folders::of(to_root));
+        spawn_blocking(move || export::export(&shared, id, &target)).await?
+    }
+
+    /// Makes durable what was exported to `to_root`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk fails.
+    pub async fn sync_export(to_root: &Path) -> Result<()> {
+        let target = Folders::of(to_root);
+        spawn_blocking(move || target.sync()).await?
     }
 }
 
 #[async_trait]
 impl Blobs for FsBlobs {
     async fn create(&self, id: BlobId) -> Result<Box<dyn BlobWriter>> {
-        let folders = Arc::clone(&self.folders);
-        let draft = spawn_blocking(move || Draft::create(&folders, id)).await??;
+        self.shared.check_writable("create", id)?;
+        let shared = Arc::clone(&self.shared);
+        let draft = spawn_blocking(move || PlainDraft::create(shared, id)).await??;
         Ok(Box::new(FsWriter::new(draft)))
     }
 
     async fn open(&self, id: BlobId) -> Result<Arc<dyn Blob>> {
-        let (sealed, epoch) = self.open.get(id);
+        let (sealed, epoch) = self.shared.open.get(id);
         if let Some(sealed) = sealed {
             return Ok(Arc::new(FsBlob(sealed)));
         }
-        let path = self.folders.path(id);
-        let sealed = Arc::new(spawn_blocking(move || Sealed::open(id, &path)).await??);
-        self.open.insert(&sealed, epoch);
+        let shared = Arc::clone(&self.shared);
+        let sealed = Arc::new(spawn_blocking(move || Sealed::open(&shared, id)).await??);
+        self.shared.open.insert(&sealed, epoch);
         Ok(Arc::new(FsBlob(sealed)))
     }
 
     async fn exists(&self, id: BlobId) -> Result<bool> {
-        let path = self.folders.path(id);
-        spawn_blocking(move || path.try_exists())
-            .await?
-            .map_err(|error| Error::io(format!("look for blob {id}"), error))
+        let shared = Arc::clone(&self.shared);
+        spawn_blocking(move || shared.exists(id)).await?
     }
 
     async fn delete(&self, id: BlobId) -> Result<()> {
-        let path = self.folders.path(id);
-        let removed = spawn_blocking(move || fs::remove_file(path)).await?;
+        self.shared.check_writable("delete", id)?;
+        let shared = Arc::clone(&self.shared);
+        spawn_blocking(move || shared.delete(id)).await?
+    }
+
+    /// In order of the folder, then of the id.
+    async fn list(&self, after: Option<BlobId>, limit: usize) -> Result<Vec<BlobId>> {
+        let shared = Arc::clone(&self.shared);
+        spawn_blocking(move || shared.folders.list(after, limit)).await?
+    }
+
+    async fn repack(&self, id: BlobId, compression: Compression) -> Result<Repacked> {
+        let compression = compression.checked()?;
+        self.shared.check_writable("repack", id)?;
+        let shared = Arc::clone(&self.shared);
+        let mut next = spawn_blocking(move || Repack::begin(shared, id, compression)).await??;
+        loop {
+            next = match next {
+                Next::Step(repack) => spawn_blocking(move || repack.step()).await??,
+                Next::Finish(repack) => return spawn_blocking(move || repack.finish()).await?,
+                Next::Stay(repacked) => return Ok(repacked),
+            };
+        }
+    }
+
+    async fn stored_len(&self, id: BlobId) -> Result<u64> {
+        let path = self.shared.folders.path(id);
+        let metadata = spawn_blocking(move || fs::metadata(path)).await?;
+        match metadata {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(unreadable(id, "it is missing").caused_by(error))
+            }
+            Err(error) => Err(Error::io(format!("look at blob {id}"), error)),
+        }
+    }
+
+    async fn space(&self) -> Result<Option<Space>> {
+        let shared = Arc::clone(&self.shared);
+        spawn_blocking(move || shared.space()).await?.map(Some)
+    }
+}
+
+/// What may be done to a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// What the calls on blocking threads share.
+#[derive(Debug)]
+struct Shared {
+    folders: Folders,
+    open: OpenBlobs,
+    reading: Arc<Reading>,
+    names: Box<[Mutex<()>]>,
+    access: Access,
+}
+
+impl Shared {
+    fn new(root: &Path, options: &FsOptions, access: Access) -> Self {
+        Self {
+            folders: Folders::of(root),
+            open: OpenBlobs::new(options.open_blobs_max),
+            reading: Arc::new(Reading::new(options.verified_for)),
+            names: (0..NAME_LOCKS).map(|_| Mutex::default()).collect(),
+            access,
+        }
+    }
+
+    fn check_writable(&self, operation: &str, id: BlobId) -> Result<()> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("{operation} blob {id} in a store that was opened for reading only"),
+            )),
+        }
+    }
+
+    /// Holds the name of a blob: while it is held, the blob is not deleted, and its name is not given to another file.
+    fn lock_name(&self, id: BlobId) -> MutexGuard<'_, ()> {
+        let lock = self.names.get(usize::from(fan_out(id)));
+        // It guards nothing in memory, so a thread that panicked has left nothing torn.
+        lock.expect("there is a lock for each byte")
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exists(&self, id: BlobId) -> Result<bool> {
+        let exists = self.folders.path(id).try_exists();
+        exists.map_err(|error| Error::io(format!("look for blob {id}"), error))
+    }
+
+    fn delete(&self, id: BlobId) -> Result<()> {
+        let removed = {
+            let _name = self.lock_name(id);
+            fs::remove_file(self.folders.path(id))
+        };
         self.open.remove(id);
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("delete blob {id}"), error)),
@@ -120,99 +308,19 @@ impl Blobs for FsBlobs {
         }
     }
 
-    /// In order of the folder, then of the id.
-    async fn list(&self, after: Option<BlobId>, limit: usize) -> Result<Vec<BlobId>> {
-        let folders = Arc::clone(&self.folders);
-        spawn_blocking(move || folders.list(after, limit)).await?
-    }
-}
-
-/// Where blobs are, and how they are named.
-#[derive(Debug)]
-struct Folders {
-    tmp: PathBuf,
-    blobs: PathBuf,
-    /// How many drafts there were, so that no name in `tmp/` is used again.
-    drafts: AtomicU64,
-}
-
-impl Folders {
-    fn prepare(&self, root: &Path) -> io::Result<()> {
-        fs::create_dir_all(&self.tmp)?;
-        for fan_out in 0..=u8::MAX {
-            fs::create_dir_all(self.folder(fan_out))?;
-        }
-        self.remove_drafts()?;
-        sync_folder(&self.blobs)?;
-        sync_folder(root)?;
-        root.canonicalize()?.parent().map_or(Ok(()), sync_folder)
+    fn sync_folder_of(&self, id: BlobId) -> Result<()> {
+        let folder = self.folders.folder_of(id);
+        let synced = self.open.with_room(|| sync_folder(&folder));
+        synced.map_err(|error| Error::io(format!("sync the folder of blob {id}"), error))
     }
 
-    fn remove_drafts(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.tmp)? {
-            let path = entry?.path();
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "an unfinished blob could not be removed");
-            }
-        }
-        Ok(())
+    fn space(&self) -> Result<Space> {
+        let root = self.folders.root();
+        let stat = rustix::fs::statvfs(root)
+            .map_err(|error| Error::io(format!("look at the space of {}", root.display()), error.into()))?;
+        Ok(Space {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
     }
-
-    fn folder(&self, fan_out: u8) -> PathBuf {
-        self.blobs.join(format!("{fan_out:02x}"))
-    }
-
-    fn path(&self, id: BlobId) -> PathBuf {
-        self.folder(fan_out(id)).join(id.to_string())
-    }
-
-    fn list(&self, after: Option<BlobId>, limit: usize) -> Result<Vec<BlobId>> {
-        let mut found = Vec::new();
-        let start = after.map_or(0, fan_out);
-        for folder in start..=u8::MAX {
-            let mut ids = self.list_folder(folder)?;
-            if let Some(after) = after.filter(|_| folder == start) {
-                ids.retain(|id| *id > after);
-            }
-            found.extend(ids.into_iter().take(limit.saturating_sub(found.len())));
-            if found.len() >= limit {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
-    /// The blobs in one folder, sorted. A million blobs are four thousand here, which is a hundred kilobytes.
-    fn list_folder(&self, folder: u8) -> Result<Vec<BlobId>> {
-        let path = self.folder(folder);
-        let failed = |error| Error::io(format!("list the folder {}", path.display()), error);
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(&path).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            if let Some(id) = blob_of(&name).filter(|id| fan_out(*id) == folder) {
-                ids.push(id);
-            } else {
-                tracing::warn!(folder = %path.display(), ?name, "a file among the blobs is none of them");
-            }
-        }
-        ids.sort_unstable();
-        Ok(ids)
-    }
-}
-
-fn fan_out(id: BlobId) -> u8 {
-    let [.., last] = id.owner.0;
-    last
-}
-
-/// The blob of a file's name, if it is written just as this store writes it.
-fn blob_of(name: &std::ffi::OsStr) -> Option<BlobId> {
-    let name = name.to_str()?;
-    let id: BlobId = name.parse().ok()?;
-    (id.to_string() == name).then_some(id)
-}
-
-/// Makes the names in a folder durable.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }

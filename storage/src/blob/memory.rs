@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{BLOB_LEN_MAX, Blob, BlobId, BlobWriter, Blobs};
-use crate::error::{Error, ErrorKind, Result};
+use super::{BLOB_LEN_MAX, Blob, BlobId, BlobWriter, Blobs, Compression, Repacked, Space, check_range, unreadable};
+use crate::error::{Damage, Error, ErrorKind, Result};
 
 /// A store that ends with the process.
 #[derive(Debug, Default)]
@@ -24,6 +24,11 @@ struct Sealed(Mutex<BTreeMap<BlobId, Bytes>>);
 impl Sealed {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<BlobId, Bytes>> {
         self.0.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn get(&self, id: BlobId) -> Result<Bytes> {
+        let data = self.lock().get(&id).cloned();
+        data.ok_or_else(|| unreadable(id, "it is missing"))
     }
 }
 
@@ -45,10 +50,8 @@ impl Blobs for MemoryBlobs {
     }
 
     async fn open(&self, id: BlobId) -> Result<Arc<dyn Blob>> {
-        match self.sealed.lock().get(&id) {
-            Some(data) => Ok(Arc::new(MemoryBlob { id, data: data.clone() })),
-            None => Err(Error::corrupt(format!("blob {id} is missing"))),
-        }
+        let data = self.sealed.get(id)?;
+        Ok(Arc::new(MemoryBlob { id, data }))
     }
 
     async fn exists(&self, id: BlobId) -> Result<bool> {
@@ -70,6 +73,20 @@ impl Blobs for MemoryBlobs {
             .take(limit)
             .collect())
     }
+
+    /// Memory has one form only, so that every blob stays as it is.
+    async fn repack(&self, id: BlobId, compression: Compression) -> Result<Repacked> {
+        compression.checked()?;
+        Ok(Repacked::unchanged(self.stored_len(id).await?))
+    }
+
+    async fn stored_len(&self, id: BlobId) -> Result<u64> {
+        Ok(self.sealed.get(id)?.len() as u64)
+    }
+
+    async fn space(&self) -> Result<Option<Space>> {
+        Ok(None)
+    }
 }
 
 #[derive(Debug)]
@@ -85,15 +102,14 @@ impl Blob for MemoryBlob {
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        let len = self.len();
-        let within = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
-        match within {
-            Some((start, end)) if start <= end && range.end <= len => Ok(self.data.slice(start..end)),
-            _ => Err(Error::corrupt(format!(
-                "blob {} has {len} bytes, and not those of {range:?}",
-                self.id
-            ))),
-        }
+        check_range(self.id, self.len(), &range)?;
+        let at = |offset| usize::try_from(offset).expect("the blob is in memory, and the range within it");
+        Ok(self.data.slice(at(range.start)..at(range.end)))
+    }
+
+    async fn verify(&self, range: Range<u64>) -> Result<Vec<Damage>> {
+        check_range(self.id, self.len(), &range)?;
+        Ok(Vec::new())
     }
 }
 

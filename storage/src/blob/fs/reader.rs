@@ -1,95 +1,188 @@
 //! A sealed blob that is open.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc};
+mod packed;
+mod plain;
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
-use super::format::{FOOTER_LEN, Footer, block_sum};
+use self::{packed::PackedForm, plain::PlainForm};
+use super::{
+    Shared,
+    file::{BlobFile, damage_in},
+    format::{FOOTER_LEN, Footer, Format, block_sums},
+    packed::Groups,
+    partial::PartialGroups,
+    verified::Periods,
+};
 use crate::{
-    blob::{BLOCK_LEN, Blob, BlobId},
-    error::{Error, Result},
+    blob::{Blob, BlobId, check_range, unreadable},
+    error::{Damage, Error, Result},
 };
 
-/// The file of a blob, and what its trailer says; both stay as they are if the blob is deleted.
+/// What all open blobs of a store share.
+#[derive(Debug)]
+pub(super) struct Reading {
+    periods: Periods,
+    partial: PartialGroups,
+}
+
+impl Reading {
+    pub(super) fn new(verified_for: Duration) -> Self {
+        Self {
+            periods: Periods::new(verified_for),
+            partial: PartialGroups::new(),
+        }
+    }
+}
+
+/// The file of a blob, and what its trailer says; both stay as they are if the blob is deleted or repacked.
 #[derive(Debug)]
 pub(super) struct Sealed {
-    id: BlobId,
-    file: File,
+    file: BlobFile,
     len: u64,
-    sums: Box<[u32]>,
+    stored_len: u64,
+    form: Form,
+    reading: Arc<Reading>,
+    /// Whether anybody but the scrub has read from it.
+    was_read: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Form {
+    Plain(PlainForm),
+    Packed(PackedForm),
 }
 
 impl Sealed {
     /// Opens the file and verifies its trailer.
-    pub(super) fn open(id: BlobId, path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::corrupt(format!("blob {id} is missing")).caused_by(error),
-            _ => Error::io(format!("open blob {id}"), error),
-        })?;
-        let file_len = file
+    pub(super) fn open(shared: &Shared, id: BlobId) -> Result<Self> {
+        let path = shared.folders.path(id);
+        let file = shared
+            .open
+            .with_room(|| File::open(&path))
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => unreadable(id, "it is missing").caused_by(error),
+                _ => Error::io(format!("open blob {id}"), error),
+            })?;
+        let stored_len = file
             .metadata()
             .map_err(|error| Error::io(format!("open blob {id}"), error))?
             .len();
-        let Some(footer_offset) = file_len.checked_sub(FOOTER_LEN as u64) else {
-            return Err(damaged(id, 0, "its file is too short"));
-        };
+        let file = BlobFile { id, file };
+        let damaged = |reason| unreadable(id, reason);
+        let footer_offset = stored_len.checked_sub(FOOTER_LEN as u64);
+        let footer_offset = footer_offset.ok_or_else(|| damaged("its file is too short"))?;
         let mut footer = [0; FOOTER_LEN];
-        read_exact(id, &file, &mut footer, footer_offset)?;
-        let footer = Footer::parse(footer, file_len).map_err(|reason| damaged(id, footer_offset, reason))?;
+        file.read(&mut footer, footer_offset, None)?;
+        let footer = Footer::parse(footer, stored_len).map_err(damaged)?;
         let mut table = vec![0; footer.table_len];
-        read_exact(id, &file, &mut table, footer.len)?;
-        let sums = footer
-            .verify(id, &table)
-            .map_err(|reason| damaged(id, footer.len, reason))?;
+        file.read(&mut table, footer.table_offset, None)?;
+        footer.verify(id, &table).map_err(damaged)?;
+        let form = match footer.format {
+            Format::Plain => Form::Plain(PlainForm::new(footer.len, block_sums(&table))),
+            Format::Packed => {
+                let groups = Groups::parse(footer.len, footer.table_offset, &table).map_err(damaged)?;
+                Form::Packed(PackedForm::new(footer.len, groups, shared.reading.partial.opening()))
+            }
+        };
         Ok(Self {
-            id,
             file,
             len: footer.len,
-            sums,
+            stored_len,
+            form,
+            reading: Arc::clone(&shared.reading),
+            was_read: AtomicBool::new(false),
         })
     }
 
     pub(super) fn id(&self) -> BlobId {
-        self.id
+        self.file.id
     }
 
-    /// Reads the blocks that cover `range`, verifies them, and gives the range.
-    fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        let first = range.start / BLOCK_LEN;
-        let start = first * BLOCK_LEN;
-        let end = range.end.next_multiple_of(BLOCK_LEN).min(self.len);
-        let mut data = vec![0; in_memory(end - start)];
-        read_exact(self.id, &self.file, &mut data, start)?;
-        let sums = self.sums.get(in_memory(first)..).unwrap_or_default();
-        for ((block, sum), offset) in data
-            .chunks(in_memory(BLOCK_LEN))
-            .zip(sums)
-            .zip((start..).step_by(in_memory(BLOCK_LEN)))
-        {
-            if block_sum(block) != *sum {
-                return Err(damaged(self.id, offset, "a block does not match its checksum"));
+    /// The length of the blob.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The length of the file.
+    pub(super) fn stored_len(&self) -> u64 {
+        self.stored_len
+    }
+
+    /// The level of zstd, if the blob is packed.
+    pub(super) fn level(&self) -> Option<i32> {
+        match &self.form {
+            Form::Plain(_) => None,
+            Form::Packed(form) => Some(form.level()),
+        }
+    }
+
+    /// The bytes of a range that is within the blob.
+    pub(super) fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        self.was_read.store(true, Ordering::Relaxed);
+        match &self.form {
+            Form::Plain(form) => form.read(&self.file, self.reading.periods.now(), range),
+            Form::Packed(form) => form.read(&self.file, &self.reading.partial, range),
+        }
+    }
+
+    /// The damage in the units that a range touches, which is within the blob.
+    ///
+    /// While nobody reads from this open blob, its pages in memory are let go before and after: before, so that it is
+    /// the disk that is verified; after, so that a scrub of everything does not drive out what is in use.
+    fn verify(&self, range: Range<u64>) -> Result<Vec<Damage>> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unit_len = match &self.form {
+            Form::Plain(_) => Format::Plain.unit_len(),
+            Form::Packed(_) => Format::Packed.unit_len(),
+        };
+        let units = range.start / unit_len..range.end.div_ceil(unit_len);
+        let (offset, stored_len) = match &self.form {
+            Form::Plain(form) => form.stored(units.clone()),
+            Form::Packed(form) => form.stored(units.clone()),
+        };
+        self.drop_idle_pages(offset, stored_len);
+        let period = self.reading.periods.now();
+        let mut damage = Vec::new();
+        let mut buffer = Vec::new();
+        for unit in units {
+            let checked = match &self.form {
+                Form::Plain(form) => form.check(&self.file, period, unit, &mut buffer),
+                Form::Packed(form) => form.check(&self.file, unit),
+            };
+            if let Err(error) = checked {
+                damage.push(damage_in(self.id(), unit * unit_len, error)?);
             }
         }
-        Ok(Bytes::from(data).slice(in_memory(range.start - start)..in_memory(range.end - start)))
+        self.drop_idle_pages(offset, stored_len);
+        Ok(damage)
+    }
+
+    fn drop_idle_pages(&self, offset: u64, len: u64) {
+        if !self.was_read.load(Ordering::Relaxed) {
+            self.file.drop_pages(offset, len);
+        }
     }
 }
 
 /// A length that a range of a blob bounds, and so [`BLOB_LEN_MAX`](crate::blob::BLOB_LEN_MAX).
 fn in_memory(len: u64) -> usize {
     usize::try_from(len).expect("a blob's length fits in memory")
-}
-
-fn read_exact(id: BlobId, file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
-    file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => damaged(id, offset, "its file ends early"),
-        _ => Error::io(format!("read blob {id} at byte {offset}"), error),
-    })
-}
-
-fn damaged(id: BlobId, offset: u64, reason: &str) -> Error {
-    Error::corrupt(format!("blob {id} is damaged at byte {offset}: {reason}"))
 }
 
 /// What callers hold.
@@ -103,16 +196,17 @@ impl Blob for FsBlob {
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        if range.start > range.end || range.end > self.0.len {
-            let (id, len) = (self.0.id, self.0.len);
-            return Err(Error::corrupt(format!(
-                "blob {id} has {len} bytes, and not those of {range:?}"
-            )));
-        }
+        check_range(self.0.id(), self.0.len, &range)?;
         if range.is_empty() {
             return Ok(Bytes::new());
         }
         let sealed = Arc::clone(&self.0);
         spawn_blocking(move || sealed.read(range)).await?
+    }
+
+    async fn verify(&self, range: Range<u64>) -> Result<Vec<Damage>> {
+        check_range(self.0.id(), self.0.len, &range)?;
+        let sealed = Arc::clone(&self.0);
+        spawn_blocking(move || sealed.verify(range)).await?
     }
 }

@@ -3,19 +3,13 @@
 //! The caller fills one buffer while the one before it is checksummed and written on a blocking thread. So a writer
 //! holds at most two of [`WRITE_LEN`], and what the last append brought.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    mem,
-    path::{Path, PathBuf},
-    sync::atomic::Ordering,
-};
+use std::{mem, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{Folders, format::Summer, sync_folder};
+use super::{Shared, draft::Draft, format::Summer};
 use crate::{
     blob::{BLOB_LEN_MAX, BlobId, BlobWriter},
     error::{Error, ErrorKind, Result},
@@ -26,31 +20,20 @@ const WRITE_LEN: usize = 256 << 10;
 /// Pieces below this length are copied together: a small piece may hold on to the large buffer it was cut from.
 const COPY_LEN_MAX: usize = 32 << 10;
 
-/// The file of a blob in `tmp/`, with what goes into its trailer.
+/// The file of a blob, with what goes into its trailer.
 #[derive(Debug)]
-pub(super) struct Draft {
-    id: BlobId,
-    /// Closed before `name` removes it, so that the removal frees the space.
-    file: File,
-    name: DraftName,
-    target: PathBuf,
+pub(super) struct PlainDraft {
+    shared: Arc<Shared>,
+    draft: Draft,
     summer: Summer,
 }
 
-impl Draft {
-    pub(super) fn create(folders: &Folders, id: BlobId) -> Result<Self> {
-        let number = folders.drafts.fetch_add(1, Ordering::Relaxed);
-        let path = folders.tmp.join(format!("{id}.{number}"));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|error| Error::io(format!("create blob {id}"), error))?;
+impl PlainDraft {
+    pub(super) fn create(shared: Arc<Shared>, id: BlobId) -> Result<Self> {
+        let draft = Draft::create(&shared.folders, &shared.open, id)?;
         Ok(Self {
-            id,
-            file,
-            name: DraftName(Some(path)),
-            target: folders.path(id),
+            shared,
+            draft,
             summer: Summer::new(),
         })
     }
@@ -58,9 +41,7 @@ impl Draft {
     fn write(mut self, pieces: &[Bytes]) -> Result<Self> {
         for piece in pieces {
             self.summer.update(piece);
-            self.file
-                .write_all(piece)
-                .map_err(|error| Error::io(format!("write blob {}", self.id), error))?;
+            self.draft.write(piece)?;
         }
         Ok(self)
     }
@@ -68,52 +49,19 @@ impl Draft {
     /// The steps 2 to 5 of the module [`fs`](super).
     fn seal(self) -> Result<u64> {
         let Self {
-            id,
-            mut file,
-            name,
-            target,
+            shared,
+            mut draft,
             summer,
         } = self;
+        let id = draft.id();
         let (len, trailer) = summer.finish(id);
-        let steps = || {
-            file.write_all(&trailer)?;
-            file.sync_data()?;
-            name.rename(&target)?;
-            target.parent().map_or(Ok(()), sync_folder)
-        };
-        steps().map_err(|error| Error::io(format!("seal blob {id}"), error))?;
+        draft.write(&trailer)?;
+        draft.sync()?;
+        draft.rename()?;
+        // It may have replaced a damaged one.
+        shared.open.remove(id);
+        shared.sync_folder_of(id)?;
         Ok(len)
-    }
-}
-
-/// The name of a draft, which goes with it unless it becomes the name of a blob.
-#[derive(Debug)]
-struct DraftName(Option<PathBuf>);
-
-impl DraftName {
-    fn rename(mut self, target: &Path) -> io::Result<()> {
-        let Some(path) = &self.0 else { return Ok(()) };
-        fs::rename(path, target)?;
-        self.0 = None;
-        Ok(())
-    }
-}
-
-impl Drop for DraftName {
-    /// Freeing a large file takes milliseconds, so it is left to a blocking thread, where there is one.
-    fn drop(&mut self) {
-        let Some(path) = self.0.take() else { return };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || remove(&path))),
-            Err(_) => remove(&path),
-        }
-    }
-}
-
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        // The next start removes it.
-        tracing::warn!(path = %path.display(), %error, "an unfinished blob could not be removed");
     }
 }
 
@@ -128,16 +76,16 @@ pub(super) struct FsWriter {
 
 #[derive(Debug)]
 enum State {
-    Ready(Box<Draft>),
-    Writing(JoinHandle<Result<Draft>>),
+    Ready(Box<PlainDraft>),
+    Writing(JoinHandle<Result<PlainDraft>>),
     /// An earlier call failed, or was dropped while it held the draft.
     Failed,
 }
 
 impl FsWriter {
-    pub(super) fn new(draft: Draft) -> Self {
+    pub(super) fn new(draft: PlainDraft) -> Self {
         Self {
-            id: draft.id,
+            id: draft.draft.id(),
             len: 0,
             pending: Pending::default(),
             state: State::Ready(Box::new(draft)),
@@ -145,7 +93,7 @@ impl FsWriter {
     }
 
     /// Waits for the write that is under way. If the future is dropped, the next call waits again.
-    async fn draft(&mut self) -> Result<Draft> {
+    async fn draft(&mut self) -> Result<PlainDraft> {
         if let State::Writing(write) = &mut self.state {
             let ended = write.await;
             self.state = State::Failed;
