@@ -1,25 +1,33 @@
 //! What every part of the gateway shares.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lithos_storage::{
     Store,
-    blob::FsBlobs,
     clock::{Clock, Timestamp},
-    kv::RocksKv,
+    local::{Local, Mode},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth::Keyring, config::Config, zone::ZoneName};
+use crate::{
+    admin::server::Endpoints,
+    auth::{KeyFiles, Keyring},
+    config::Config,
+    zone::ZoneName,
+};
 
 /// The gateway: its store, its keys and its settings.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: Config,
+    /// The data folder.
+    pub(crate) local: Local,
     pub(crate) store: Store,
     pub(crate) keyring: Keyring,
     /// Names this process among all that ever work on the jobs of the store.
     pub(crate) worker: u64,
+    /// Where it listens, once it does.
+    pub(crate) endpoints: OnceLock<Endpoints>,
     /// Cancelled when the server is to stop.
     pub(crate) stopping: CancellationToken,
 }
@@ -28,34 +36,32 @@ pub(crate) struct App {
 pub(crate) type SharedApp = Arc<App>;
 
 impl App {
-    /// Opens the data folder, making it where there is none, and clears what a crash left.
+    /// Opens the data folder, making it where there is none, and clears what a crash left. For reading only, nothing is made
+    /// or cleared.
     pub(crate) async fn open(config: Config) -> anyhow::Result<SharedApp> {
         use anyhow::Context;
-        let data = config.data.clone();
-        std::fs::create_dir_all(&data).with_context(|| format!("cannot make the data folder {}", data.display()))?;
-        let (kv, blobs) = tokio::task::spawn_blocking(move || {
-            // The index first: its lock says that nobody else has the folder.
-            let kv = RocksKv::open(&data.join("index"))?;
-            let blobs = FsBlobs::open(&data.join("blobs"))?;
-            Ok::<_, lithos_storage::Error>((kv, blobs))
-        })
-        .await?
-        .with_context(|| format!("cannot open the data folder {}", config.data.display()))?;
-        let keyring = Keyring::open(&config.data, config.root_keys.clone())?;
-        let store = Store::open(Arc::new(kv), Arc::new(blobs), Arc::new(SystemClock)).await?;
+        let cannot_open = || format!("cannot open the data folder {}", config.data.display());
+        let (data, mode) = (config.data.clone(), config.mode());
+        let local = tokio::task::spawn_blocking(move || Local::open(&data, mode))
+            .await?
+            .with_context(cannot_open)?;
+        let files = match mode {
+            Mode::ReadWrite => KeyFiles::MakeMissing,
+            Mode::ReadOnly => KeyFiles::Read,
+        };
+        let keyring = Keyring::open(&config.data, config.root_keys.clone(), files)?;
+        let store = local.store(Arc::new(SystemClock)).await.with_context(cannot_open)?;
         let worker = u64::from(std::process::id()) << 32 | (store.now().0 & 0xffff_ffff);
-        let recovered = store
-            .recover(worker)
-            .await
-            .context("cannot clear what an earlier run left")?;
-        if recovered != lithos_storage::Recovered::default() {
-            tracing::info!(?recovered, "cleared what an earlier run left");
+        if mode == Mode::ReadWrite {
+            recover(&store, worker).await?;
         }
         Ok(Arc::new(Self {
             config,
+            local,
             store,
             keyring,
             worker,
+            endpoints: OnceLock::new(),
             stopping: CancellationToken::new(),
         }))
     }
@@ -64,6 +70,18 @@ impl App {
     pub(crate) fn serves(&self, zone: &ZoneName) -> bool {
         self.config.zones.contains(zone)
     }
+}
+
+async fn recover(store: &Store, worker: u64) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let recovered = store
+        .recover(worker)
+        .await
+        .context("cannot clear what an earlier run left")?;
+    if recovered != lithos_storage::Recovered::default() {
+        tracing::info!(?recovered, "cleared what an earlier run left");
+    }
+    Ok(())
 }
 
 /// The clock of the operating system.

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
+use lithos_storage::local::Mode;
 use serde::Deserialize;
 
 use crate::zone::ZoneName;
@@ -48,6 +49,10 @@ pub(crate) struct Settings {
     /// Jobs that run at a time [default: 2]
     #[arg(long, env = "LITHOS_WORKERS", value_name = "N")]
     pub(crate) workers: Option<usize>,
+
+    /// Serve reads only, and write nothing to the data folder: no jobs, no sweep
+    #[arg(long = "read-only", env = "LITHOS_READ_ONLY")]
+    pub(crate) read_only: bool,
 }
 
 /// Settings that have been checked.
@@ -60,8 +65,21 @@ pub(crate) struct Config {
     pub(crate) domains: Vec<String>,
     pub(crate) import: ImportConfig,
     pub(crate) workers: usize,
+    /// Whether the data folder is only read.
+    pub(crate) read_only: bool,
     /// Root keys from the environment; without them the data folder holds a pair.
     pub(crate) root_keys: Option<RootKeys>,
+}
+
+impl Config {
+    /// What is done to the data folder.
+    pub(crate) fn mode(&self) -> Mode {
+        if self.read_only {
+            Mode::ReadOnly
+        } else {
+            Mode::ReadWrite
+        }
+    }
 }
 
 /// What imports may do.
@@ -115,6 +133,7 @@ impl Settings {
             },
             import_ca: self.import_ca.or(file.import_ca),
             workers: self.workers.or(file.workers),
+            read_only: self.read_only || file.read_only,
         }
     }
 
@@ -152,6 +171,7 @@ impl Settings {
                 ca_pem,
             },
             workers,
+            read_only: self.read_only,
             root_keys,
         })
     }

@@ -3,6 +3,7 @@
 //! | module | shows |
 //! | --- | --- |
 //! | `s3` | the cases of the library, one server a family |
+//! | `backup` | backup under load, restore, check, reading only |
 //! | `clients` | aws, s3cmd and boto3 |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
@@ -19,6 +20,7 @@
 #![allow(clippy::print_stdout, reason = "what was measured is part of the result")]
 #![allow(clippy::large_futures, reason = "those of the SDK are, and a test has few of them")]
 
+mod backup;
 mod clients;
 mod convert;
 mod heavy;

@@ -8,6 +8,7 @@
 //!
 //! Requests and answers are JSON ([`request`], [`error`]). Changes of jobs are streamed ([`event`]).
 
+pub(crate) mod backup;
 mod error;
 mod event;
 pub(crate) mod import;
@@ -53,7 +54,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 12] = [
+static ROUTES: [Route; 13] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -88,6 +89,11 @@ static ROUTES: [Route; 12] = [
         method: Method::POST,
         path: "/api/v1/imports",
         handle: |method| on(method, import::start),
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/backups",
+        handle: |method| on(method, backup::start),
     },
     Route {
         method: Method::GET,
@@ -228,7 +234,7 @@ async fn ready(State(app): State<SharedApp>) -> Result<&'static str, ApiError> {
 
 /// Says where things are to who came to the wrong address, in the language they speak.
 async fn elsewhere(State(app): State<SharedApp>, uri: Uri, headers: HeaderMap) -> Response {
-    let transfer = server::endpoints(&app).await.transfer;
+    let transfer = server::endpoints(&app).transfer;
     let message = format!("this is the management address, with its API under {API}; S3 is served at {transfer}");
     if speaks_s3(&uri, &headers) {
         let error = S3Error::with_message(S3ErrorCode::InvalidRequest, message);

@@ -3,6 +3,7 @@
 //! A [`Task`] says what to do; it travels as JSON in the payload of a durable job. [`runner`] claims jobs and gives each a
 //! [`JobContext`] to report progress to. One file a kind of task does the work.
 
+mod backup;
 mod bind;
 mod convert;
 mod import;
@@ -11,6 +12,7 @@ pub(crate) mod runner;
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -56,6 +58,11 @@ pub(crate) enum Task {
     },
     /// Fetch a URL into an object.
     Import(Box<ImportTask>),
+    /// Copy the whole store, as of a moment, to a new folder of this machine.
+    Backup {
+        /// The folder, an absolute path.
+        to: PathBuf,
+    },
 }
 
 /// What an import is to fetch, and what it is to become.
@@ -94,6 +101,7 @@ impl Task {
                 "import",
                 format!("{} to {}/{}", redact_url(&import.url), import.bucket, import.key),
             ),
+            Self::Backup { to } => ("backup", format!("to {}", to.display())),
         };
         let payload = serde_json::to_vec(self).expect("a task has no map keys but strings");
         NewJob {
@@ -219,6 +227,7 @@ async fn run(context: &Arc<JobContext>, task: Task) -> Result<String, JobError> 
         Task::Replicate { bucket, key, zone } => replicate::run(context, &bucket.parse()?, &key.parse()?, &zone).await,
         Task::Bind { bucket, zone } => bind::run(context, &bucket.parse()?, &zone).await,
         Task::Import(task) => import::run(context, *task).await,
+        Task::Backup { to } => backup::run(context, &to).await,
     }
 }
 

@@ -56,6 +56,7 @@ impl Site {
             domains: Vec::new(),
             import: ImportConfig::default(),
             workers: 1,
+            read_only: false,
             root_keys: Some(root_keys(zone)),
         })
         .await
