@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs::{self, File},
+    net::TcpStream,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -61,6 +62,10 @@ pub struct ServerOptions {
     pub arguments: Vec<String>,
     /// The most file descriptors it may have open; what this process may, by default.
     pub descriptors: Option<u64>,
+    /// Its data folder; one that goes with it by default.
+    pub data: Option<PathBuf>,
+    /// Whether it serves reads only. It then needs addresses and a data folder, which it writes nothing to.
+    pub read_only: bool,
 }
 
 /// Where a server listens.
@@ -126,8 +131,10 @@ impl Server {
     pub fn run(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the server is running already");
         let endpoints = self.data().join("endpoints.json");
-        // A killed server leaves the file behind.
-        let _ = fs::remove_file(&endpoints);
+        if !self.options.read_only {
+            // A killed server leaves the file behind.
+            let _ = fs::remove_file(&endpoints);
+        }
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = match self.options.descriptors {
             Some(count) => {
@@ -155,7 +162,11 @@ impl Server {
             command.env_remove(name);
         }
         self.process = Some(command.spawn().context("cannot start the server")?);
-        self.await_endpoints(&endpoints)?;
+        if self.options.read_only {
+            self.await_listening()?;
+        } else {
+            self.await_endpoints(&endpoints)?;
+        }
         let credentials = fs::read_to_string(self.credentials())?;
         self.target.access_key = setting(&credentials, "aws_access_key_id")?;
         self.target.secret_key = setting(&credentials, "aws_secret_access_key")?;
@@ -182,6 +193,9 @@ impl Server {
         each("--domain", self.options.domain.as_slice());
         each("--import-allow", &self.options.import_allow);
         arguments.extend(self.options.arguments.iter().map(OsString::from));
+        if self.options.read_only {
+            arguments.push("--read-only".into());
+        }
         arguments
     }
 
@@ -195,19 +209,41 @@ impl Server {
                 self.management = address("management").context("endpoints.json names no management address")?;
                 return Ok(());
             }
-            if let Some(process) = &mut self.process
-                && let Some(status) = process.try_wait()?
-            {
-                self.process = None;
-                bail!("the server ended while starting, {status}:\n{}", self.log_end());
-            }
-            ensure!(
-                begun.elapsed() < PATIENCE,
-                "the server did not start within {PATIENCE:?}:\n{}",
-                self.log_end()
-            );
-            sleep(POLL);
+            self.await_more(begun)?;
         }
+    }
+
+    /// A server that writes no file tells its addresses by answering there.
+    fn await_listening(&mut self) -> Result<()> {
+        let addresses = self.options.addresses.clone();
+        let addresses = addresses.context("a server for reading only needs addresses")?;
+        let begun = Instant::now();
+        while [&addresses.transfer, &addresses.management]
+            .iter()
+            .any(|address| TcpStream::connect(address.as_str()).is_err())
+        {
+            self.await_more(begun)?;
+        }
+        self.target.endpoint = format!("http://{}", addresses.transfer);
+        self.management = format!("http://{}", addresses.management);
+        Ok(())
+    }
+
+    /// Waits a moment for a server that is starting.
+    fn await_more(&mut self, begun: Instant) -> Result<()> {
+        if let Some(process) = &mut self.process
+            && let Some(status) = process.try_wait()?
+        {
+            self.process = None;
+            bail!("the server ended while starting, {status}:\n{}", self.log_end());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "the server did not start within {PATIENCE:?}:\n{}",
+            self.log_end()
+        );
+        sleep(POLL);
+        Ok(())
     }
 
     /// Where it answers to S3.
@@ -252,8 +288,12 @@ impl Server {
         self.data().join("credentials")
     }
 
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+    /// Its data folder.
+    pub fn data(&self) -> PathBuf {
+        self.options
+            .data
+            .clone()
+            .unwrap_or_else(|| self.folder.path().join("data"))
     }
 
     fn log_path(&self) -> PathBuf {
@@ -273,6 +313,20 @@ impl Server {
             .get(lines.len().saturating_sub(40)..)
             .unwrap_or_default()
             .join("\n")
+    }
+
+    /// A command of our binary that asks no server: `lithos fsck` and the like.
+    ///
+    /// # Errors
+    ///
+    /// If there is no binary.
+    pub fn offline_command() -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        for name in ["LITHOS_ADMIN", "LITHOS_ACCESS_KEY", "LITHOS_SECRET_KEY", "LITHOS_DATA"] {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null());
+        Ok(command)
     }
 
     /// A command of our binary against this server: `lithos job list` and the like.

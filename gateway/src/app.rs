@@ -1,19 +1,23 @@
 //! What every part of the gateway shares.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, OnceLock},
+};
 
 use lithos_storage::{
     Limits as StoreLimits, Store,
-    blob::{Blobs, FsBlobs, FsOptions},
+    blob::FsOptions,
     clock::{Clock, Timestamp},
-    kv::RocksKv,
+    local::{Local, Mode},
 };
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin::server::Endpoints,
     admission::{Admission, Limits},
-    auth::Keyring,
+    auth::{KeyFiles, Keyring},
     config::Config,
     metrics::Metrics,
     pace::Pace,
@@ -29,6 +33,8 @@ const QUIET_REQUESTS_PER_CORE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: Config,
+    /// The data folder.
+    pub(crate) local: Local,
     pub(crate) store: Store,
     pub(crate) keyring: Keyring,
     /// How the file descriptors are divided.
@@ -43,6 +49,8 @@ pub(crate) struct App {
     pub(crate) scrubbing: Mutex<()>,
     /// Names this process among all that ever work on the jobs of the store.
     pub(crate) worker: u64,
+    /// Where it listens, once it does.
+    pub(crate) endpoints: OnceLock<Endpoints>,
     /// Cancelled when the server is to stop.
     pub(crate) stopping: CancellationToken,
 }
@@ -51,43 +59,43 @@ pub(crate) struct App {
 pub(crate) type SharedApp = Arc<App>;
 
 impl App {
-    /// Opens the data folder, making it where there is none, and clears what a crash left.
+    /// Opens the data folder, making it where there is none, and clears what a crash left. For reading only, nothing is made
+    /// or cleared.
     pub(crate) async fn open(config: Config) -> anyhow::Result<SharedApp> {
         use anyhow::Context;
         let budget = Budget::claim(&config.bounds);
-        let data = config.data.clone();
-        std::fs::create_dir_all(&data).with_context(|| format!("cannot make the data folder {}", data.display()))?;
-        let (kv, blobs) = tokio::task::spawn_blocking(move || {
-            // The index first: its lock says that nobody else has the folder.
-            let kv = RocksKv::open(&data.join("index"))?;
-            let options = FsOptions {
-                open_blobs_max: NonZeroUsize::new(budget.open_blobs).unwrap_or(NonZeroUsize::MIN),
-                ..FsOptions::default()
-            };
-            let blobs = FsBlobs::open_with(&data.join("blobs"), &options)?;
-            Ok::<_, lithos_storage::Error>((kv, blobs))
-        })
-        .await?
-        .with_context(|| format!("cannot open the data folder {}", config.data.display()))?;
-        let keyring = Keyring::open(&config.data, config.root_keys.clone())?;
+        let cannot_open = || format!("cannot open the data folder {}", config.data.display());
+        let (data, mode) = (config.data.clone(), config.mode());
+        let options = FsOptions {
+            open_blobs_max: NonZeroUsize::new(budget.open_blobs).unwrap_or(NonZeroUsize::MIN),
+            ..FsOptions::default()
+        };
+        let local = tokio::task::spawn_blocking(move || Local::open_with(&data, mode, &options))
+            .await?
+            .with_context(cannot_open)?;
+        let files = match mode {
+            Mode::ReadWrite => KeyFiles::MakeMissing,
+            Mode::ReadOnly => KeyFiles::Read,
+        };
+        let keyring = Keyring::open(&config.data, config.root_keys.clone(), files)?;
+        let space = local.blobs().space().await?;
         let limits = StoreLimits {
-            reserve: blobs.space().await?.map_or(0, |space| config.reserve.bytes(space.total)),
+            reserve: space.map_or(0, |space| config.reserve.bytes(space.total)),
             ..StoreLimits::default()
         };
-        let store = Store::open_with(Arc::new(kv), Arc::new(blobs), Arc::new(SystemClock), limits).await?;
-        let worker = u64::from(std::process::id()) << 32 | (store.now().0 & 0xffff_ffff);
-        let recovered = store
-            .recover(worker)
+        let store = local
+            .store_with(Arc::new(SystemClock), limits)
             .await
-            .context("cannot clear what an earlier run left")?;
-        if recovered != lithos_storage::Recovered::default() {
-            tracing::info!(?recovered, "cleared what an earlier run left");
+            .with_context(cannot_open)?;
+        let worker = u64::from(std::process::id()) << 32 | (store.now().0 & 0xffff_ffff);
+        if mode == Mode::ReadWrite {
+            recover(&store, worker).await?;
         }
-        Ok(Arc::new(Self::new(config, budget, store, keyring, worker)))
+        Ok(Arc::new(Self::new(config, budget, local, store, keyring, worker)))
     }
 
     /// A gateway over what is open already.
-    pub(crate) fn new(config: Config, budget: Budget, store: Store, keyring: Keyring, worker: u64) -> Self {
+    fn new(config: Config, budget: Budget, local: Local, store: Store, keyring: Keyring, worker: u64) -> Self {
         let admission = Admission::new(Limits {
             requests: budget.requests,
             bytes: config.bounds.buffer_max,
@@ -99,6 +107,7 @@ impl App {
         let pace = Pace::new(Arc::clone(&admission), config.bounds.background_rate, quiet_max);
         Self {
             config,
+            local,
             store,
             keyring,
             budget,
@@ -107,6 +116,7 @@ impl App {
             metrics: Metrics::default(),
             scrubbing: Mutex::default(),
             worker,
+            endpoints: OnceLock::new(),
             stopping: CancellationToken::new(),
         }
     }
@@ -115,6 +125,18 @@ impl App {
     pub(crate) fn serves(&self, zone: &ZoneName) -> bool {
         self.config.zones.contains(zone)
     }
+}
+
+async fn recover(store: &Store, worker: u64) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let recovered = store
+        .recover(worker)
+        .await
+        .context("cannot clear what an earlier run left")?;
+    if recovered != lithos_storage::Recovered::default() {
+        tracing::info!(?recovered, "cleared what an earlier run left");
+    }
+    Ok(())
 }
 
 /// The clock of the operating system.

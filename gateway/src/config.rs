@@ -6,6 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
+use lithos_storage::local::Mode;
 use serde::Deserialize;
 
 use self::unit::{ByteSize, Span};
@@ -83,6 +84,10 @@ pub(crate) struct Settings {
     /// Bytes a second that background work may move; it yields to clients beside that [default: 64MiB]
     #[arg(long, env = "LITHOS_BACKGROUND_RATE", value_name = "SIZE")]
     pub(crate) background_rate: Option<ByteSize>,
+
+    /// Serve reads only, and write nothing to the data folder: no jobs, no sweep
+    #[arg(long = "read-only", env = "LITHOS_READ_ONLY")]
+    pub(crate) read_only: bool,
 }
 
 /// Settings that have been checked.
@@ -98,6 +103,8 @@ pub(crate) struct Config {
     pub(crate) reserve: Reserve,
     pub(crate) scrub_days: u32,
     pub(crate) bounds: Bounds,
+    /// Whether the data folder is only read.
+    pub(crate) read_only: bool,
     /// Root keys from the environment; without them the data folder holds a pair.
     pub(crate) root_keys: Option<RootKeys>,
 }
@@ -130,6 +137,17 @@ impl Default for Bounds {
             client_timeout: Duration::from_mins(1),
             // Less than half of what one disk of a small machine does.
             background_rate: 64 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// What is done to the data folder.
+    pub(crate) fn mode(&self) -> Mode {
+        if self.read_only {
+            Mode::ReadOnly
+        } else {
+            Mode::ReadWrite
         }
     }
 }
@@ -244,6 +262,7 @@ impl Settings {
             buffer_max: self.buffer_max.or(file.buffer_max),
             client_timeout: self.client_timeout.or(file.client_timeout),
             background_rate: self.background_rate.or(file.background_rate),
+            read_only: self.read_only || file.read_only,
         }
     }
 
@@ -285,6 +304,7 @@ impl Settings {
             reserve: self.reserve.unwrap_or(Reserve::Percent(2)),
             scrub_days: self.scrub_days.unwrap_or(30),
             bounds,
+            read_only: self.read_only,
             root_keys,
         })
     }

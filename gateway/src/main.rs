@@ -72,6 +72,8 @@ enum Command {
     Convert(cli::convert::Args),
     Inspect(cli::inspect::Args),
     #[command(flatten)]
+    Folder(cli::FolderCommand),
+    #[command(flatten)]
     Client(cli::ClientCommand),
 }
 
@@ -96,6 +98,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Convert(args) => cli::convert::run(args)?,
         Command::Inspect(args) => cli::inspect::run(args)?,
+        Command::Folder(command) => return runtime()?.block_on(cli::run_on_folder(command, environment_keys()?)),
         Command::Client(command) => return runtime()?.block_on(cli::run(command, environment_keys()?)),
     }
     Ok(ExitCode::SUCCESS)

@@ -30,7 +30,9 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 pub(crate) use self::answer::{OperationName, QUEUE_FACTOR, QUEUE_WAIT};
 use self::{answer::Front, listener::Listener};
-use crate::{app::App, config::Config, job::runner::run_jobs, maintain, s3, zone::ZoneName};
+use crate::{
+    admin::server::Endpoints, app::App, config::Config, job::runner::run_jobs, maintain, s3, zone::ZoneName,
+};
 
 /// Runs the server until it is told to stop.
 pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
@@ -40,9 +42,11 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     announce(&app, transfer.local_addr()?, management.local_addr()?)?;
 
     let mut background = JoinSet::new();
-    background.spawn(run_jobs(Arc::clone(&app)));
-    background.spawn(sweep::run(Arc::clone(&app)));
-    background.spawn(maintain::run(Arc::clone(&app)));
+    if !app.config.read_only {
+        background.spawn(run_jobs(Arc::clone(&app)));
+        background.spawn(sweep::run(Arc::clone(&app)));
+        background.spawn(maintain::run(Arc::clone(&app)));
+    }
     let mut listeners = JoinSet::new();
     let (transfer_max, management_max) = (app.budget.transfer, app.budget.management);
     for (socket, front, connections_max) in [
@@ -66,7 +70,9 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     app.stopping.cancel();
     while listeners.join_next().await.is_some() {}
     while background.join_next().await.is_some() {}
-    let _ = std::fs::remove_file(app.config.data.join("endpoints.json"));
+    if !app.config.read_only {
+        let _ = std::fs::remove_file(app.config.data.join("endpoints.json"));
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -77,17 +83,23 @@ async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {addr}"))
 }
 
-/// Says where the server listens, in the log and in a file.
+/// Says where the server listens, in the log and, unless nothing is to be written, in a file.
 fn announce(app: &App, transfer: SocketAddr, management: SocketAddr) -> anyhow::Result<()> {
-    let path = app.config.data.join("endpoints.json");
-    let text = serde_json::json!({
-        "transfer": format!("http://{transfer}"),
-        "management": format!("http://{management}"),
-    });
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, format!("{text}\n"))
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let endpoints = Endpoints {
+        transfer: format!("http://{transfer}"),
+        management: format!("http://{management}"),
+    };
+    if app.config.read_only {
+        tracing::info!("read-only: writes are refused, no job runs, and endpoints.json is not written");
+    } else {
+        let path = app.config.data.join("endpoints.json");
+        let text = serde_json::to_string(&endpoints)?;
+        let temporary = path.with_extension("new");
+        std::fs::write(&temporary, format!("{text}\n"))
+            .and_then(|()| std::fs::rename(&temporary, &path))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let _ = app.endpoints.set(endpoints);
     let zones: Vec<&str> = app.config.zones.iter().map(ZoneName::as_str).collect();
     tracing::info!(%transfer, %management, zones = zones.join(","), data = %app.config.data.display(), "serving");
     if let Some(credentials) = app.keyring.credentials_path() {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `s3` | the cases of the library, one server a family |
 //! | `bounds` | what happens when clients are too many, too slow or too greedy |
+//! | `backup` | backup under load, restore, check, reading only |
 //! | `clients` | aws, s3cmd and boto3 |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
@@ -22,6 +23,7 @@
 #![allow(clippy::large_futures, reason = "those of the SDK are, and a test has few of them")]
 
 mod bounds;
+mod backup;
 mod clients;
 mod convert;
 mod exposition;

@@ -9,6 +9,7 @@
 //!
 //! Requests and answers are JSON ([`request`], [`error`]). Changes of jobs are streamed ([`event`]).
 
+pub(crate) mod backup;
 mod error;
 mod event;
 pub(crate) mod import;
@@ -56,7 +57,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 15] = [
+static ROUTES: [Route; 16] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -91,6 +92,11 @@ static ROUTES: [Route; 15] = [
         method: Method::POST,
         path: "/api/v1/imports",
         handle: |method| on(method, import::start),
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/backups",
+        handle: |method| on(method, backup::start),
     },
     Route {
         method: Method::POST,
@@ -264,7 +270,7 @@ pub(crate) fn slow_down(id: &RequestId, message: String) -> HttpResponse {
 
 /// Says where things are to who came to the wrong address, in the language they speak.
 async fn elsewhere(State(app): State<SharedApp>, uri: Uri, headers: HeaderMap) -> Response {
-    let transfer = server::endpoints(&app).await.transfer;
+    let transfer = server::endpoints(&app).transfer;
     let message = format!("this is the management address, with its API under {API}; S3 is served at {transfer}");
     if speaks_s3(&uri, &headers) {
         let error = S3Error::with_message(S3ErrorCode::InvalidRequest, message);

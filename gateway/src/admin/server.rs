@@ -42,17 +42,15 @@ impl Endpoints {
 }
 
 /// Where this server listens: the ports that were really bound, once they are.
-pub(super) async fn endpoints(app: &App) -> Endpoints {
-    let data = app.config.data.clone();
-    let read = tokio::task::spawn_blocking(move || Endpoints::read(&data)).await;
-    read.ok().and_then(Result::ok).unwrap_or_else(|| Endpoints {
+pub(super) fn endpoints(app: &App) -> Endpoints {
+    app.endpoints.get().cloned().unwrap_or_else(|| Endpoints {
         transfer: format!("http://{}", app.config.listen),
         management: format!("http://{}", app.config.admin_listen),
     })
 }
 
 pub(super) async fn show(State(app): State<SharedApp>) -> Json<ServerView> {
-    let endpoints = endpoints(&app).await;
+    let endpoints = endpoints(&app);
     Json(ServerView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         zones: app.config.zones.clone(),

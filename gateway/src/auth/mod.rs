@@ -20,6 +20,15 @@ use s3s::{S3Result, auth::SecretKey, s3_error};
 use self::seal::SealingKey;
 use crate::config::RootKeys;
 
+/// What is done about files of keys that are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyFiles {
+    /// They are made.
+    MakeMissing,
+    /// Nothing: the data folder is only read.
+    Read,
+}
+
 /// The keys this server knows.
 #[derive(Debug)]
 pub(crate) struct Keyring {
@@ -30,9 +39,9 @@ pub(crate) struct Keyring {
 }
 
 impl Keyring {
-    /// Opens the keys of the data folder, making those that are missing.
-    pub(crate) fn open(data: &Path, root: Option<RootKeys>) -> anyhow::Result<Self> {
-        let sealing = SealingKey::open(&data.join("secret.key"))?;
+    /// Opens the keys of the data folder.
+    pub(crate) fn open(data: &Path, root: Option<RootKeys>, files: KeyFiles) -> anyhow::Result<Self> {
+        let sealing = SealingKey::open(&data.join("secret.key"), files)?;
         let path = data.join("credentials");
         Ok(match root {
             Some(root) => Self {
@@ -41,7 +50,7 @@ impl Keyring {
                 credentials: None,
             },
             None => Self {
-                root: open_credentials(&path)?,
+                root: open_credentials(&path, files)?,
                 sealing,
                 credentials: Some(path),
             },
@@ -96,9 +105,15 @@ pub(crate) fn read_credentials(path: &Path) -> anyhow::Result<RootKeys> {
     }
 }
 
-fn open_credentials(path: &Path) -> anyhow::Result<RootKeys> {
+fn open_credentials(path: &Path, files: KeyFiles) -> anyhow::Result<RootKeys> {
     if path.exists() {
         return read_credentials(path);
+    }
+    if files == KeyFiles::Read {
+        bail!(
+            "{} does not exist, and nothing is written: set LITHOS_ACCESS_KEY and LITHOS_SECRET_KEY",
+            path.display()
+        );
     }
     let keys = RootKeys {
         access_key: format!("LITHOS{}", random_name(14)?),
@@ -152,8 +167,10 @@ mod tests {
     #[test]
     fn first_start_makes_keys_that_the_next_one_finds() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Keyring::open(folder.path(), None).unwrap();
-        let second = Keyring::open(folder.path(), None).unwrap();
+        let first = Keyring::open(folder.path(), None, KeyFiles::MakeMissing).unwrap();
+        let second = Keyring::open(folder.path(), None, KeyFiles::MakeMissing).unwrap();
+        let third = Keyring::open(folder.path(), None, KeyFiles::Read).unwrap();
+        assert_eq!(first.root().access_key, third.root().access_key);
         assert_eq!(first.root().access_key, second.root().access_key);
         assert_eq!(first.root().secret_key.expose(), second.root().secret_key.expose());
         assert_eq!(first.root().secret_key.expose().len(), 40);
@@ -165,5 +182,18 @@ mod tests {
         assert_eq!(second.unseal("peer az2", &sealed).unwrap().expose(), "hush");
         assert!(second.unseal("peer az3", &sealed).is_err());
         assert!(!format!("{first:?}").contains(first.root().secret_key.expose()));
+    }
+
+    #[test]
+    fn for_reading_only_no_key_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Keyring::open(folder.path(), None, KeyFiles::Read).unwrap_err();
+        assert!(error.to_string().contains("LITHOS_ACCESS_KEY"), "{error}");
+        let root = RootKeys {
+            access_key: "A".to_owned(),
+            secret_key: "hush".into(),
+        };
+        Keyring::open(folder.path(), Some(root), KeyFiles::Read).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -8,6 +8,8 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 
+use super::KeyFiles;
+
 /// The key that seals.
 pub(crate) struct SealingKey(LessSafeKey);
 
@@ -18,16 +20,23 @@ impl fmt::Debug for SealingKey {
 }
 
 impl SealingKey {
-    /// Reads the key at `path`, or makes one there.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+    /// Reads the key at `path`. Where there is none, makes one there; or, for reading only, one that opens nothing.
+    pub(crate) fn open(path: &Path, files: KeyFiles) -> anyhow::Result<Self> {
         if !path.exists() {
             let mut key = [0; 32];
             fill_random(&mut key)?;
-            super::write_secret(path, &key)?;
+            match files {
+                KeyFiles::MakeMissing => super::write_secret(path, &key)?,
+                KeyFiles::Read => return Self::of(&key, path),
+            }
         }
         let key = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::of(&key, path)
+    }
+
+    fn of(key: &[u8], path: &Path) -> anyhow::Result<Self> {
         let key =
-            UnboundKey::new(&AES_256_GCM, &key).map_err(|_| anyhow!("{} is not a key of 32 bytes", path.display()))?;
+            UnboundKey::new(&AES_256_GCM, key).map_err(|_| anyhow!("{} is not a key of 32 bytes", path.display()))?;
         Ok(Self(LessSafeKey::new(key)))
     }
 

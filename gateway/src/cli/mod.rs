@@ -1,11 +1,16 @@
 //! Commands: one file each.
 
+mod backup;
 pub(crate) mod convert;
+mod fsck;
 mod import;
 pub(crate) mod inspect;
 mod job;
 mod scrub;
+mod progress;
+mod restore;
 mod server;
+mod upgrade;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -33,6 +38,33 @@ pub(crate) enum ClientCommand {
         #[command(subcommand)]
         command: server::Command,
     },
+}
+
+/// Commands on a data folder that no server has open; `backup` asks the server if one does.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum FolderCommand {
+    Backup(backup::Args),
+    Restore(restore::Args),
+    Fsck(fsck::Args),
+    Upgrade(upgrade::Args),
+}
+
+/// Runs a command on a data folder.
+pub(crate) async fn run_on_folder(command: FolderCommand, keys: Option<RootKeys>) -> anyhow::Result<ExitCode> {
+    match command {
+        FolderCommand::Backup(args) => backup::run(args, keys).await,
+        FolderCommand::Restore(args) => restore::run(args).await,
+        FolderCommand::Fsck(args) => Ok(fsck::run(args).await),
+        FolderCommand::Upgrade(args) => upgrade::run(args).await,
+    }
+}
+
+/// The data folder of a command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DataFolder {
+    /// Data folder
+    #[arg(long, env = "LITHOS_DATA", value_name = "DIR", default_value = "lithos-data")]
+    data: PathBuf,
 }
 
 /// Runs a command against a server.

@@ -136,20 +136,18 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
-    use lithos_storage::{Store, blob::MemoryBlobs, job::Lease, kv::MemoryKv};
+    use lithos_storage::job::Lease;
     use sha2::Digest as _;
 
     use super::*;
     use crate::{
-        app::{App, SharedApp, SystemClock},
-        auth::Keyring,
+        app::{App, SharedApp},
         config::Settings,
         import::origin::{self, Origin, cut_reply, reply},
         job::Task,
-        server::descriptors::Budget,
     };
 
-    /// A gateway in memory, and the folder of its keys.
+    /// A gateway, and its data folder.
     async fn gateway() -> (SharedApp, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let allow = vec!["127.0.0.1/32".parse().unwrap()];
@@ -158,16 +156,12 @@ mod tests {
             import_allow: allow,
             ..Settings::default()
         };
-        let config = settings.check(None).unwrap();
-        let keyring = Keyring::open(folder.path(), None).unwrap();
-        let (kv, blobs) = (Arc::new(MemoryKv::new()), Arc::new(MemoryBlobs::new()));
-        let store = Store::open(kv, blobs, Arc::new(SystemClock)).await.unwrap();
-        store
+        let app = App::open(settings.check(None).unwrap()).await.unwrap();
+        app.store
             .create_bucket(&"images".parse().unwrap(), None, BTreeMap::new(), "me".to_owned())
             .await
             .unwrap();
-        let budget = Budget::claim(&config.bounds);
-        (Arc::new(App::new(config, budget, store, keyring, 1)), folder)
+        (app, folder)
     }
 
     fn task(origin: &Origin, checksum: Option<&str>) -> ImportTask {

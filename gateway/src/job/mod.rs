@@ -3,6 +3,7 @@
 //! A [`Task`] says what to do; it travels as JSON in the payload of a durable job. [`runner`] claims jobs and gives each a
 //! [`JobContext`] to report progress to. One file a kind of task does the work.
 
+mod backup;
 mod bind;
 mod compress;
 mod convert;
@@ -13,6 +14,7 @@ mod scrub;
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -61,6 +63,11 @@ pub(crate) enum Task {
     },
     /// Fetch a URL into an object.
     Import(Box<ImportTask>),
+    /// Copy the whole store, as of a moment, to a new folder of this machine.
+    Backup {
+        /// The folder, an absolute path.
+        to: PathBuf,
+    },
     /// Hold stored bytes against their checksums.
     Scrub {
         /// The one blob to read; all, without it.
@@ -114,6 +121,7 @@ impl Task {
             Self::Scrub { blob: None, .. } => (SCRUB, "all blobs".to_owned()),
             Self::Scrub { blob: Some(blob), .. } => (SCRUB, format!("blob {blob}")),
             Self::Compress { bucket } => ("compress", bucket.clone()),
+            Self::Backup { to } => ("backup", format!("to {}", to.display())),
         };
         let payload = serde_json::to_vec(self).expect("a task has no map keys but strings");
         NewJob {
@@ -242,6 +250,7 @@ async fn run(context: &Arc<JobContext>, task: Task) -> Result<String, JobError> 
         Task::Scrub { blob: None, hurry } => scrub::run(context, hurry).await,
         Task::Scrub { blob: Some(blob), .. } => scrub::run_one(context, blob.parse()?).await,
         Task::Compress { bucket } => compress::run(context, &bucket.parse()?).await,
+        Task::Backup { to } => backup::run(context, &to).await,
     }
 }
 

@@ -38,6 +38,7 @@ pub use self::{
     rocks::{RocksKv, RocksReader},
     txn::{Retry, Txn},
 };
+pub(crate) use rocks::FOLDER_LOCK;
 use crate::error::{Error, Result};
 pub(crate) use txn::transact;
 

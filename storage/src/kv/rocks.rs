@@ -48,6 +48,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rocksdb::{ReadTier, checkpoint::Checkpoint};
 
+pub(crate) use self::folder::LOCK_NAME as FOLDER_LOCK;
 pub use self::reader::RocksReader;
 use self::{
     committer::Committer,

@@ -10,6 +10,7 @@ use crate::{
     blob::{Blobs, MemoryBlobs},
     clock::{Clock, ManualClock, Timestamp},
     fault::{Fault, FaultPlan, FaultyKv},
+    fsck::{FsckOptions, fsck},
     kv::{MemoryKv, Txn},
     rows::Pages,
     schema::{Keys, LayoutRecord, LayoutState, decode, encode},
@@ -135,6 +136,10 @@ impl World {
         assert_eq!(normal(rows(&self.kv).await), normal(self.ours.clone()), "{what}");
         let store = Store::open(Arc::clone(&self.kv), Arc::clone(&self.blobs), Arc::clone(&self.clock));
         store.await.unwrap();
+        let report = fsck(&self.kv, &self.blobs, &FsckOptions::default(), &mut |_| {})
+            .await
+            .unwrap();
+        assert!(report.is_clean(), "{what}: {:?}", report.findings);
     }
 }
 

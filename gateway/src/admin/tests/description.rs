@@ -8,6 +8,7 @@ use super::Server;
 use crate::{
     admin::{
         OPENAPI, ROUTES,
+        backup::NewBackup,
         import::{Accepted, NewImport},
         job::{JobPage, JobStateView, JobView},
         server::{Endpoints, ServerView},
@@ -126,6 +127,7 @@ fn schemas_have_the_fields_of_the_types() {
     check("Job", json!(job));
     check("JobPage", json!(JobPage::default()));
     check("Accepted", json!(Accepted { job: String::new() }));
+    check("NewBackup", json!(NewBackup { to: "/b".into() }));
     let one = [("a".to_owned(), "b".to_owned())];
     let import = NewImport {
         checksum: Some(String::new()),

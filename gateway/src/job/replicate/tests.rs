@@ -57,6 +57,9 @@ impl Site {
             import: ImportConfig::default(),
             workers: 1,
             bounds: Bounds::default(),
+            reserve: Reserve::Bytes(0),
+            scrub_days: 0,
+            read_only: false,
             root_keys: Some(root_keys(zone)),
         })
         .await

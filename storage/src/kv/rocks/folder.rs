@@ -34,7 +34,7 @@ const INFO_LOGS: usize = 4;
 const WRITE_BACK_LEN: u64 = 512 << 10;
 
 /// The file whose lock says that the folder is taken. RocksDB leaves files alone whose names it does not know.
-const LOCK_NAME: &str = "lithos.lock";
+pub(crate) const LOCK_NAME: &str = "lithos.lock";
 /// Written and synced to see whether the disk takes writes again: a few blocks of any file system.
 const PROBE_LEN: usize = 64 << 10;
 /// What an opening writes beside the rows of the log: a manifest, a new log, RocksDB's text log.
