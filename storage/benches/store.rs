@@ -1,16 +1,19 @@
 //! What the store can do on this machine: `cargo bench -p lithos-storage`.
 //!
 //! Figures depend on the disk, whose syncs bound small puts; so bodies are compared with MD5 alone, measured in the same
-//! run. Temporary files go to `TMPDIR`.
+//! run; compressed blobs with plain ones (`cargo bench -p lithos-storage -- compressed` for these alone). Temporary files go to `TMPDIR`.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
+    clippy::cast_precision_loss,
     reason = "a benchmark prints, and stops at the first surprise"
 )]
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +22,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use lithos_storage::{
     BucketName, Content, ContentHeaders, IngestOptions, NewObject, ObjectKey, Store, Tags, WriteCondition,
-    blob::FsBlobs,
+    blob::{BLOB_LEN_MAX, Blob, BlobId, Blobs, Compression, FsBlobs},
     clock::{ManualClock, Timestamp},
     kv::RocksKv,
     layout::Layout,
@@ -29,6 +32,8 @@ use md5::{Digest, Md5};
 const GIB: u64 = 1 << 30;
 const CHUNK: usize = 64 << 10;
 const ENTRIES: u64 = 16 << 20;
+
+const MIB: u64 = 1 << 20;
 
 #[derive(Clone)]
 struct Bench {
@@ -49,13 +54,82 @@ async fn main() {
         .await
         .unwrap();
     let bench = Bench { store, bucket };
-    bench.bodies().await;
-    for size in [1 << 10, 16 << 10] {
-        for concurrency in [1, 16, 64] {
-            bench.small_puts(size, concurrency).await;
+    // `cargo bench -- compressed` runs only that part.
+    if !std::env::args().any(|argument| argument == "compressed") {
+        bench.all().await;
+    }
+    compressed(folder.path()).await;
+}
+
+/// What repacking saves and costs, on files of this machine.
+async fn compressed(folder: &Path) {
+    let blobs = FsBlobs::open(&folder.join("compressed")).unwrap();
+    let mut corpus = Vec::new();
+    gather(Path::new("/usr/lib"), &mut corpus);
+    let corpus = Bytes::from(corpus);
+    let blob_of = |index: u64| -> BlobId { format!("{:032x}-{index:016x}", 1).parse().unwrap() };
+    let forms = [(0, None), (1, Some(1)), (3, Some(3)), (9, Some(9))];
+    for (index, level) in forms {
+        let mut writer = blobs.create(blob_of(index)).await.unwrap();
+        writer.append(corpus.clone()).await.unwrap();
+        writer.seal().await.unwrap();
+        let Some(level) = level else { continue };
+        let begun = Instant::now();
+        let repacked = blobs.repack(blob_of(index), Compression::Zstd(level)).await.unwrap();
+        println!(
+            "repack {} MiB of /usr/lib at level {level}: {:.0} MiB/s, to {:.1} % of it",
+            corpus.len() >> 20,
+            mib_per_second(corpus.len() as u64, begun.elapsed()),
+            100.0 * repacked.after as f64 / repacked.before as f64
+        );
+    }
+    for len in [MIB, 64 << 10, 4 << 10] {
+        let mut plain = None;
+        for (index, level) in forms {
+            let blob = blobs.open(blob_of(index)).await.unwrap();
+            random_reads(&*blob, len).await;
+            let mean = random_reads(&*blob, len).await;
+            let times = mean.as_secs_f64() / plain.get_or_insert(mean).as_secs_f64();
+            let form = level.map_or("plain".to_owned(), |level| format!("level {level}"));
+            println!(
+                "read {} KiB anywhere, cached, {form}: {mean:.1?}, {times:.1} times plain",
+                len >> 10
+            );
         }
     }
-    bench.long_layout().await;
+}
+
+/// The mean time of a read of `len` bytes that begins anywhere.
+async fn random_reads(blob: &dyn Blob, len: u64) -> Duration {
+    let mut state = 1_u64;
+    let begun = Instant::now();
+    for _ in 0..1000 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let offset = (state >> 20) % (blob.len() - len);
+        let bytes = blob.read(offset..offset + len).await.unwrap();
+        assert_eq!(bytes.len() as u64, len);
+    }
+    begun.elapsed() / 1000
+}
+
+/// The files below a folder, one behind the other, until a blob is full.
+fn gather(folder: &Path, corpus: &mut Vec<u8>) {
+    let room = |corpus: &Vec<u8>| usize::try_from(BLOB_LEN_MAX).unwrap() - corpus.len();
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().flatten().collect();
+    entries.sort_by_key(fs::DirEntry::path);
+    for entry in entries {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            gather(&entry.path(), corpus);
+        } else if let Ok(bytes) = fs::read(entry.path())
+            && kind.is_file()
+        {
+            corpus.extend(bytes.into_iter().take(room(corpus)));
+        }
+        if room(corpus) == 0 {
+            return;
+        }
+    }
 }
 
 fn key(name: &str) -> ObjectKey {
@@ -78,6 +152,16 @@ fn mib_per_second(bytes: u64, took: Duration) -> f64 {
 }
 
 impl Bench {
+    async fn all(&self) {
+        self.bodies().await;
+        for size in [1 << 10, 16 << 10] {
+            for concurrency in [1, 16, 64] {
+                self.small_puts(size, concurrency).await;
+            }
+        }
+        self.long_layout().await;
+    }
+
     async fn put(&self, name: &str, content: Content, etag: String) {
         let new = NewObject {
             content,
