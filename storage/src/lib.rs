@@ -55,6 +55,7 @@ mod multipart;
 mod object;
 mod peer;
 mod pin;
+mod quota;
 mod read;
 mod replica;
 mod rows;
@@ -75,7 +76,7 @@ pub use self::{
     replica::{BLOB_TRAILER_LEN, MissingBlobs, REPLICA_BLOBS_MAX, Replica, ReplicaOutcome},
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, JobId, LayoutId,
-        ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,
+        ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, QuotaRecord, Tags, UploadRecord, Usage,
     },
     staging::{Content, ContentBuilder, Staging},
     store::{Limits, Store},

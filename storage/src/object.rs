@@ -10,6 +10,7 @@ use crate::{
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
     pin::LayoutPin,
+    quota::{Change, charge},
     read::ObjectReader,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, JobId, Keys, LayoutId, LayoutRecord,
@@ -116,7 +117,8 @@ impl Store {
     /// # Errors
     ///
     /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is
-    /// lost or the content took too long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
+    /// lost or the content took too long; [`ErrorKind::QuotaExceeded`]; [`ErrorKind::OutcomeUnknown`] if the index failed
+    /// while committing.
     pub async fn put_object(
         &self,
         bucket: &BucketName,
@@ -219,6 +221,7 @@ impl Store {
             };
             txn.delete(row)?;
             release(&mut txn, record.layout_id, self.now()).await?;
+            charge(&mut txn, &bucket, Change::of_object(Some(record.layout.size()), None)).await?;
             Ok(true)
         });
         self.core.swept.notify_one();
@@ -271,7 +274,7 @@ impl Store {
     }
 }
 
-/// Writes `record` as the current version, with its jobs, and releases the version it replaces.
+/// Writes `record` as the current version, with its jobs, counts it, and releases the version it replaces.
 pub(crate) async fn write_object(
     txn: &mut Txn,
     now: Timestamp,
@@ -284,6 +287,8 @@ pub(crate) async fn write_object(
     let row = Keys::object(bucket.id, key.as_str().as_bytes());
     let current: Option<ObjectRecord> = get(txn, &row).await?;
     check_condition(condition, key, current.as_ref())?;
+    let replaced = current.as_ref().map(|current| current.layout.size());
+    charge(txn, bucket, Change::of_object(replaced, Some(record.layout.size()))).await?;
     if let Some(current) = current
         && current.layout_id != record.layout_id
     {

@@ -12,6 +12,7 @@ mod error;
 mod event;
 pub(crate) mod import;
 pub(crate) mod job;
+pub(crate) mod quota;
 mod request;
 pub(crate) mod server;
 #[cfg(test)]
@@ -53,7 +54,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 12] = [
+static ROUTES: [Route; 18] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -108,6 +109,36 @@ static ROUTES: [Route; 12] = [
         method: Method::DELETE,
         path: "/api/v1/servers/{name}",
         handle: |method| on(method, server::remove),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/buckets/{name}/quota",
+        handle: |method| on(method, quota::show_bucket),
+    },
+    Route {
+        method: Method::PUT,
+        path: "/api/v1/buckets/{name}/quota",
+        handle: |method| on(method, quota::set_bucket),
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/api/v1/buckets/{name}/quota",
+        handle: |method| on(method, quota::clear_bucket),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/users/{name}/quota",
+        handle: |method| on(method, quota::show_user),
+    },
+    Route {
+        method: Method::PUT,
+        path: "/api/v1/users/{name}/quota",
+        handle: |method| on(method, quota::set_user),
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/api/v1/users/{name}/quota",
+        handle: |method| on(method, quota::clear_user),
     },
     Route {
         method: Method::GET,

@@ -4,6 +4,7 @@ pub(crate) mod convert;
 mod import;
 pub(crate) mod inspect;
 mod job;
+mod quota;
 mod server;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -30,6 +31,14 @@ pub(crate) enum ClientCommand {
         #[command(subcommand)]
         command: server::Command,
     },
+    /// Bound what a bucket or a user may hold
+    Quota {
+        #[command(flatten)]
+        connection: Connection,
+
+        #[command(subcommand)]
+        command: quota::Command,
+    },
 }
 
 /// Runs a command against a server.
@@ -38,6 +47,7 @@ pub(crate) async fn run(command: ClientCommand, keys: Option<RootKeys>) -> anyho
         ClientCommand::Job(args) => job::run(args, keys).await,
         ClientCommand::Import(args) => import::run(args, keys).await,
         ClientCommand::Server { connection, command } => server::run(command, &connection.open(keys)?).await,
+        ClientCommand::Quota { connection, command } => quota::run(command, &connection.open(keys)?).await,
     }
 }
 

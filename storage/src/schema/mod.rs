@@ -18,16 +18,22 @@
 //! | `J` | job id | [`JobRecord`](crate::job::JobRecord) |
 //! | `Q` | due time, job id | empty: when the job wants a worker |
 //! | `S` | name | a peer server |
+//! | `W` | `b`, bucket id, measure | a counter: what the bucket holds, in bytes (`b`) or objects (`o`) |
+//! | `W` | `u`, measure, user | a counter: what all buckets of the user hold |
+//! | `W` | `p`, upload id | a counter: bytes of the parts of an upload in progress |
+//! | `Z` | user | [`QuotaRecord`] of all buckets of the user |
 //! | `M` | name | facts about the store itself, such as its format version |
 //!
 //! Ids are 16 bytes, numbers big-endian, so that keys sort as their parts do. Values are CBOR arrays with numbered
-//! fields (RFC 8949), so that a later version can add fields that an earlier record lacks.
+//! fields (RFC 8949), so that a later version can add fields that an earlier record lacks; counters are those of
+//! [`kv`](crate::kv).
 
 mod bucket;
 mod id;
 mod key;
 mod layout;
 mod object;
+mod quota;
 mod upload;
 
 pub use self::{
@@ -35,12 +41,14 @@ pub use self::{
     id::{BucketId, JobId, LayoutId},
     key::ObjectKey,
     object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
+    quota::{QuotaRecord, Usage},
     upload::{PartNumber, PartRecord, UploadRecord},
 };
 pub(crate) use self::{
     id::random_u64,
     key::{Keys, upload_key_parts},
     layout::{BlobRecord, DeadLayout, IntentRecord, IntentStage, LayoutRecord, LayoutState},
+    quota::Measure,
     upload::EndedUpload,
 };
 

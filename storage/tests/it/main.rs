@@ -16,4 +16,5 @@ mod layout;
 mod list;
 mod model;
 mod multipart;
+mod quota;
 mod world;

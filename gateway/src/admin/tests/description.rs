@@ -10,6 +10,7 @@ use crate::{
         OPENAPI, ROUTES,
         import::{Accepted, NewImport},
         job::{JobPage, JobStateView, JobView},
+        quota::{QuotaStateView, QuotaView, UsageView},
         server::{Endpoints, ServerView},
     },
     zone::registry::{NewPeer, PeerView},
@@ -165,6 +166,10 @@ fn schemas_have_the_fields_of_the_types() {
         secret_key: text(),
     };
     check("NewPeer", json!(peer));
+    let (quota, usage) = (QuotaView::default(), UsageView { bytes: 0, objects: 0 });
+    check("Quota", json!(quota));
+    check("Usage", json!(usage));
+    check("QuotaState", json!(QuotaStateView { quota, usage }));
     let states = &document["components"]["schemas"]["JobState"]["enum"];
     let all: &[JobStateView] = clap::ValueEnum::value_variants();
     assert_eq!(states, &serde_json::to_value(all).unwrap());
