@@ -228,9 +228,9 @@ async fn run_upload(world: &World, model: &mut Model, index: usize, op: &Op) {
 }
 
 async fn check_usage(world: &World, model: &Model) {
-    for bucket in 0..BUCKETS.len() {
+    for (bucket, (bucket_name, _)) in BUCKETS.iter().enumerate() {
         let usage = world.store.usage(&name(bucket)).await.unwrap();
-        assert_eq!(usage, model.bucket_usage(bucket), "{}", BUCKETS[bucket].0);
+        assert_eq!(usage, model.bucket_usage(bucket), "{bucket_name}");
     }
     for user in USERS {
         assert_eq!(
