@@ -228,6 +228,25 @@ impl Client {
         self.json(response).await
     }
 
+    /// Puts `body` as JSON to `path`, and reads the answer as JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`Error`] says.
+    pub(crate) async fn put_json<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Error> {
+        let bytes = serde_json::to_vec(body).map_err(|e| self.foreign(format!("a request cannot be rendered: {e}")))?;
+        let body = Outgoing::Memory {
+            content_type: "application/json",
+            bytes: bytes.into(),
+        };
+        let response = self.send(Method::PUT, path, Some(body)).await?;
+        self.json(response).await
+    }
+
     /// Deletes what `path` names.
     ///
     /// # Errors

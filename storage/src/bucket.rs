@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
+    quota,
     schema::{BucketId, BucketName, BucketRecord, Keys, Tags, decode, encode},
     staging::get,
     store::Store,
@@ -29,6 +30,7 @@ impl Store {
             tags,
             owner,
             compression: None,
+            quota: None,
         };
         let bytes = encode(&record);
         transact!(&self.core.kv, |txn| {
@@ -88,7 +90,8 @@ impl Store {
             .collect()
     }
 
-    /// Changes the record of a bucket. `change` may run several times.
+    /// Changes the record of a bucket. `change` may run several times. It cannot change id and owner, for whom the objects
+    /// are counted: what it does to them is undone.
     ///
     /// # Errors
     ///
@@ -100,7 +103,9 @@ impl Store {
     ) -> Result<BucketRecord> {
         let record = transact!(&self.core.kv, |txn| {
             let mut record = require_bucket(&mut txn, name).await?;
+            let (id, owner) = (record.id, record.owner.clone());
             change(&mut record);
+            (record.id, record.owner) = (id, owner);
             txn.put(Keys::bucket(name), encode(&record))?;
             Ok(record)
         });
@@ -122,6 +127,7 @@ impl Store {
                     format!("bucket {name} still holds objects or uploads in progress"),
                 ));
             }
+            quota::forget(&mut txn, &record).await?;
             txn.delete(Keys::bucket(name))
         });
         Ok(())

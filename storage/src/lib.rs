@@ -61,6 +61,7 @@ mod multipart;
 mod object;
 mod peer;
 mod pin;
+mod quota;
 mod read;
 mod replica;
 mod rows;
@@ -88,7 +89,7 @@ pub use self::{
     replica::{BLOB_TRAILER_LEN, MissingBlobs, REPLICA_BLOBS_MAX, Replica, ReplicaOutcome},
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, JobId, LayoutId,
-        ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, Tags, UploadRecord,
+        ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, QuotaRecord, Tags, UploadRecord, Usage,
     },
     scrub::{Scrub, ScrubState, ScrubStep},
     staging::{Content, ContentBuilder, Staging},

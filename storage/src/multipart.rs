@@ -23,6 +23,7 @@ use crate::{
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
     layout::{Layout, LayoutBuilder, LayoutCursor},
     object::{PutOutcome, WriteCondition, release, write_object},
+    quota::{charge_part, uncharge_parts},
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,
@@ -138,7 +139,7 @@ impl Store {
     /// # Errors
     ///
     /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchUpload`]; [`ErrorKind::PreconditionFailed`] if the content took
-    /// too long or its source is gone; [`ErrorKind::OutcomeUnknown`].
+    /// too long or its source is gone; [`ErrorKind::QuotaExceeded`]; [`ErrorKind::OutcomeUnknown`].
     pub async fn put_part(
         &self,
         bucket: &BucketName,
@@ -164,6 +165,8 @@ impl Store {
             staging.commit_part(&mut txn).await?;
             let row = Keys::part(id, number);
             let replaced: Option<PartRecord> = get(&mut txn, &row).await?;
+            let size = replaced.as_ref().map(|part| part.layout.size());
+            charge_part(&mut txn, &bucket, id, size, record.layout.size()).await?;
             let replaced = replaced.map(|part| part.blobs).unwrap_or_default();
             for index in &replaced {
                 abandon_blob(
@@ -234,7 +237,7 @@ impl Store {
     ///
     /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchUpload`]; [`ErrorKind::InvalidPart`],
     /// [`ErrorKind::InvalidPartOrder`], [`ErrorKind::PartTooSmall`]; [`ErrorKind::PreconditionFailed`] if the condition does
-    /// not hold; [`ErrorKind::OutcomeUnknown`].
+    /// not hold; [`ErrorKind::QuotaExceeded`]; [`ErrorKind::OutcomeUnknown`].
     pub async fn complete_upload(
         &self,
         bucket: &BucketName,
@@ -324,6 +327,7 @@ impl Store {
             joined.staging.commit(&mut txn, Holder::new(bucket.id, key)).await?;
             txn.delete(Keys::upload(bucket.id, key.as_str(), id))?;
             txn.put(Keys::ended_upload(id), encode(&ended))?;
+            uncharge_parts(&mut txn, &bucket, id).await?;
             let record = write_object(&mut txn, self.now(), &bucket, key, record, condition, &jobs).await?;
             Ok(Some(PutOutcome { record, bucket }))
         });
@@ -356,6 +360,7 @@ impl Store {
             require_upload(&mut txn, bucket.id, key, id).await?;
             txn.delete(Keys::upload(bucket.id, key.as_str(), id))?;
             txn.put(Keys::ended_upload(id), encode(&EndedUpload::default()))?;
+            uncharge_parts(&mut txn, &bucket, id).await?;
             release(&mut txn, id, self.now()).await
         });
         self.core.swept.notify_one();

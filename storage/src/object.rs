@@ -11,6 +11,7 @@ use crate::{
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
     pin::LayoutPin,
+    quota::{Change, charge},
     read::ObjectReader,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, Holder, JobId, Keys, LayoutId,
@@ -116,8 +117,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::StorageFull`] if it would take from the reserve;
-    /// [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is lost or the content took too long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::StorageFull`] if it would take from the reserve; [`ErrorKind::QuotaExceeded`];
+    /// [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is lost or the content took too
+    /// long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
     pub async fn put_object(
         &self,
         bucket: &BucketName,
@@ -229,6 +231,7 @@ impl Store {
             };
             txn.delete(row)?;
             release(&mut txn, record.layout_id, self.now()).await?;
+            charge(&mut txn, &bucket, Change::of_object(Some(record.layout.size()), None)).await?;
             Ok(true)
         });
         self.core.swept.notify_one();
@@ -281,7 +284,7 @@ impl Store {
     }
 }
 
-/// Writes `record` as the current version, with its jobs, and releases the version it replaces.
+/// Writes `record` as the current version, with its jobs, counts it, and releases the version it replaces.
 pub(crate) async fn write_object(
     txn: &mut Txn,
     now: Timestamp,
@@ -294,6 +297,8 @@ pub(crate) async fn write_object(
     let row = Keys::object(bucket.id, key.as_str().as_bytes());
     let current: Option<ObjectRecord> = get(txn, &row).await?;
     check_condition(condition, key, current.as_ref())?;
+    let replaced = current.as_ref().map(|current| current.layout.size());
+    charge(txn, bucket, Change::of_object(replaced, Some(record.layout.size()))).await?;
     if let Some(current) = current
         && current.layout_id != record.layout_id
     {

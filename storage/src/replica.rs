@@ -219,7 +219,7 @@ impl Store {
     /// # Errors
     ///
     /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Corrupt`] if its layout is damaged or reaches beyond its blobs;
-    /// [`ErrorKind::TooLarge`] if it has more than [`REPLICA_BLOBS_MAX`] blobs.
+    /// [`ErrorKind::TooLarge`] if it has more than [`REPLICA_BLOBS_MAX`] blobs; [`ErrorKind::QuotaExceeded`].
     pub async fn commit_replica(
         &self,
         bucket: &BucketName,

@@ -15,6 +15,7 @@ mod event;
 pub(crate) mod import;
 pub(crate) mod integrity;
 pub(crate) mod job;
+pub(crate) mod quota;
 mod request;
 pub(crate) mod server;
 #[cfg(test)]
@@ -57,7 +58,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 16] = [
+static ROUTES: [Route; 22] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -132,6 +133,36 @@ static ROUTES: [Route; 16] = [
         method: Method::DELETE,
         path: "/api/v1/servers/{name}",
         handle: |method| on(method, server::remove),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/buckets/{name}/quota",
+        handle: |method| on(method, quota::show_bucket),
+    },
+    Route {
+        method: Method::PUT,
+        path: "/api/v1/buckets/{name}/quota",
+        handle: |method| on(method, quota::set_bucket),
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/api/v1/buckets/{name}/quota",
+        handle: |method| on(method, quota::clear_bucket),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/users/{name}/quota",
+        handle: |method| on(method, quota::show_user),
+    },
+    Route {
+        method: Method::PUT,
+        path: "/api/v1/users/{name}/quota",
+        handle: |method| on(method, quota::set_user),
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/api/v1/users/{name}/quota",
+        handle: |method| on(method, quota::clear_user),
     },
     Route {
         method: Method::GET,

@@ -3,6 +3,7 @@
 mod api;
 mod description;
 mod events;
+mod quota;
 
 use std::sync::Arc;
 

@@ -9,6 +9,7 @@ mod job;
 mod scrub;
 mod progress;
 mod restore;
+mod quota;
 mod server;
 mod upgrade;
 
@@ -37,6 +38,14 @@ pub(crate) enum ClientCommand {
 
         #[command(subcommand)]
         command: server::Command,
+    },
+    /// Bound what a bucket or a user may hold
+    Quota {
+        #[command(flatten)]
+        connection: Connection,
+
+        #[command(subcommand)]
+        command: quota::Command,
     },
 }
 
@@ -75,6 +84,7 @@ pub(crate) async fn run(command: ClientCommand, keys: Option<RootKeys>) -> anyho
         ClientCommand::Scrub(args) => scrub::scrub(args, keys).await,
         ClientCommand::Damage(args) => scrub::damage(args, keys).await,
         ClientCommand::Server { connection, command } => server::run(command, &connection.open(keys)?).await,
+        ClientCommand::Quota { connection, command } => quota::run(command, &connection.open(keys)?).await,
     }
 }
 

@@ -238,6 +238,11 @@ impl Txn {
         self.check_ops()
     }
 
+    /// What this transaction adds to the counter under `key`, all in all.
+    pub fn added(&self, key: &[u8]) -> i64 {
+        self.adds.get(key).copied().unwrap_or(0)
+    }
+
     /// The counter under `key` as this transaction has left it. Unlike [`Txn::get`] it protects nothing: others may add to
     /// it before this transaction commits.
     ///
@@ -251,7 +256,7 @@ impl Txn {
             return counter::parse(key, written.as_deref());
         }
         let stored = counter::parse(key, self.snapshot.get(key).await?.as_deref())?;
-        Ok(stored.saturating_add_signed(self.adds.get(key).copied().unwrap_or(0)))
+        Ok(stored.saturating_add_signed(self.added(key)))
     }
 
     /// How many operations it has so far, of at most [`TXN_OPS_MAX`].

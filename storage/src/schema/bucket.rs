@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use minicbor::{Decode, Encode};
 
-use super::{BucketId, Tags};
+use super::{BucketId, QuotaRecord, Tags};
 use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
@@ -71,6 +71,9 @@ pub struct BucketRecord {
     /// The access key of the user who created it.
     #[n(4)]
     pub owner: String,
+    /// The most that it may hold.
+    #[n(5)]
+    pub quota: Option<QuotaRecord>,
     /// The level of zstd at which its objects are compressed at rest, if they are.
     #[n(6)]
     pub compression: Option<i32>,
@@ -79,6 +82,47 @@ pub struct BucketRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::{decode, encode};
+
+    /// A record as it was before there were quotas.
+    #[derive(Encode)]
+    struct Earlier {
+        #[n(0)]
+        id: BucketId,
+        #[n(1)]
+        created: Timestamp,
+        #[n(2)]
+        region: Option<String>,
+        #[n(3)]
+        tags: Tags,
+        #[n(4)]
+        owner: String,
+    }
+
+    #[test]
+    fn earlier_records_have_no_quota() {
+        let earlier = Earlier {
+            id: BucketId([7; 16]),
+            created: Timestamp(5),
+            region: Some("az1".into()),
+            tags: Tags::new(),
+            owner: "owner".into(),
+        };
+        let record: BucketRecord = decode(&encode(&earlier)).unwrap();
+        assert_eq!(
+            (record.id, record.owner.as_str(), record.quota),
+            (earlier.id, "owner", None)
+        );
+        let quota = QuotaRecord {
+            bytes: Some(u64::MAX),
+            objects: None,
+        };
+        let record = BucketRecord {
+            quota: Some(quota),
+            ..record
+        };
+        assert_eq!(decode::<BucketRecord>(&encode(&record)).unwrap(), record);
+    }
 
     #[test]
     fn bucket_names_follow_the_naming_rules() {

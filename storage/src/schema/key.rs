@@ -4,7 +4,7 @@ use std::{fmt, ops::Range, str::FromStr};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{BucketId, BucketName, JobId, LayoutId, PartNumber};
+use super::{BucketId, BucketName, JobId, LayoutId, Measure, PartNumber};
 use crate::{
     blob::BlobId,
     clock::Timestamp,
@@ -192,6 +192,26 @@ impl Keys {
     /// All keys of a table.
     pub(crate) fn table(table: u8) -> Range<Bytes> {
         prefix_range(&[table])
+    }
+
+    pub(crate) fn bucket_usage(bucket: BucketId, measure: Measure) -> Bytes {
+        key(b'W', &[b"b", &bucket.0, &[measure.code()]])
+    }
+
+    pub(crate) fn user_usage(user: &str, measure: Measure) -> Bytes {
+        key(b'W', &[b"u", &[measure.code()], user.as_bytes()])
+    }
+
+    pub(crate) fn upload_usage(upload: LayoutId) -> Bytes {
+        key(b'W', &[b"p", &upload.0])
+    }
+
+    pub(crate) fn all_usage() -> Range<Bytes> {
+        prefix_range(b"W")
+    }
+
+    pub(crate) fn user_quota(user: &str) -> Bytes {
+        key(b'Z', &[user.as_bytes()])
     }
 
     pub(crate) fn meta(name: &str) -> Bytes {

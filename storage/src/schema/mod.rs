@@ -22,15 +22,21 @@
 //! | `Q` | due time, job id | empty: when the job wants a worker |
 //! | `S` | name | a peer server |
 //! | `M` | name | facts about the store itself, its format version (`format`) and the release that wrote last (`release`) |
+//! | `W` | `b`, bucket id, measure | a counter: what the bucket holds, in bytes (`b`) or objects (`o`) |
+//! | `W` | `u`, measure, user | a counter: what all buckets of the user hold |
+//! | `W` | `p`, upload id | a counter: bytes of the parts of an upload in progress |
+//! | `Z` | user | [`QuotaRecord`] of all buckets of the user |
 //!
 //! Ids are 16 bytes, numbers big-endian, so that keys sort as their parts do. Values are CBOR arrays with numbered
-//! fields (RFC 8949), so that a later version can add fields that an earlier record lacks.
+//! fields (RFC 8949), so that a later version can add fields that an earlier record lacks; counters are those of
+//! [`kv`](crate::kv).
 
 mod bucket;
 mod id;
 mod key;
 mod layout;
 mod object;
+mod quota;
 mod upload;
 
 pub use self::{
@@ -38,12 +44,14 @@ pub use self::{
     id::{BucketId, JobId, LayoutId},
     key::ObjectKey,
     object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
+    quota::{QuotaRecord, Usage},
     upload::{PartNumber, PartRecord, UploadRecord},
 };
 pub(crate) use self::{
     id::random_u64,
     key::{Keys, upload_key_parts},
     layout::{BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, LayoutRecord, LayoutState},
+    quota::Measure,
     upload::EndedUpload,
 };
 

@@ -17,4 +17,5 @@ mod list;
 mod model;
 mod multipart;
 mod upkeep;
+mod quota;
 mod world;

@@ -213,6 +213,28 @@ impl World {
         for name in self.names().await {
             self.get(&name).await.expect("what is listed can be read");
         }
+        self.check_usage().await;
+    }
+
+    /// Checks that what was counted all along is what a count from the start gives, and what the objects are.
+    pub(crate) async fn check_usage(&self) {
+        let counted = self.counters().await;
+        self.store.recount().await.unwrap();
+        assert_eq!(self.counters().await, counted, "the counters are what there is");
+        let usage = self.store.usage(&self.bucket).await.unwrap();
+        assert_eq!(usage.objects, self.names().await.len() as u64);
+    }
+
+    async fn counters(&self) -> Vec<(Bytes, Bytes)> {
+        let snapshot = self.kv.snapshot().await.unwrap();
+        let scan = Scan {
+            range: prefix_range(b"W"),
+            limit: 1024,
+            order: Order::Ascending,
+        };
+        let page = snapshot.scan(&scan).await.unwrap();
+        assert!(!page.more);
+        page.rows
     }
 
     /// Another process comes, finds what this one has staged, and takes it for abandoned.

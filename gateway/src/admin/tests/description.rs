@@ -11,6 +11,7 @@ use crate::{
         backup::NewBackup,
         import::{Accepted, NewImport},
         job::{JobPage, JobStateView, JobView},
+        quota::{QuotaStateView, QuotaView, UsageView},
         server::{Endpoints, ServerView},
     },
     zone::registry::{NewPeer, PeerView},
@@ -98,16 +99,27 @@ fn check_references(document: &Value, value: &Value) {
     }
 }
 
+fn check_schema(document: &Value, name: &str, value: &Value) {
+    let properties = document["components"]["schemas"][name]["properties"]
+        .as_object()
+        .unwrap();
+    let fields: BTreeSet<_> = value.as_object().unwrap().keys().collect();
+    assert_eq!(properties.keys().collect::<BTreeSet<_>>(), fields, "{name}");
+}
+
+#[test]
+fn schemas_of_quotas_have_the_fields_of_the_types() {
+    let document = document();
+    let (quota, usage) = (QuotaView::default(), UsageView { bytes: 0, objects: 0 });
+    check_schema(&document, "Quota", &json!(quota));
+    check_schema(&document, "Usage", &json!(usage));
+    check_schema(&document, "QuotaState", &json!(QuotaStateView { quota, usage }));
+}
+
 #[test]
 fn schemas_have_the_fields_of_the_types() {
     let document = document();
-    let check = |name: &str, value: Value| {
-        let properties = document["components"]["schemas"][name]["properties"]
-            .as_object()
-            .unwrap();
-        let fields: BTreeSet<_> = value.as_object().unwrap().keys().collect();
-        assert_eq!(properties.keys().collect::<BTreeSet<_>>(), fields, "{name}");
-    };
+    let check = |name, value| check_schema(&document, name, &value);
     let job = JobView {
         id: String::new(),
         kind: String::new(),

@@ -125,7 +125,7 @@ impl Folder {
     fn probe(&self) -> io::Result<()> {
         let mut file = &self.lock;
         file.rewind()?;
-        let written = file.write_all(&[0; PROBE_LEN]).and_then(|()| file.sync_data());
+        let written = file.write_all(&vec![0; PROBE_LEN]).and_then(|()| file.sync_data());
         file.set_len(0)?;
         written
     }
