@@ -190,7 +190,9 @@ impl std::str::FromStr for Reserve {
             let percent = percent.parse().ok().filter(|percent| *percent < 100);
             return percent.map(Self::Percent).ok_or_else(wrong);
         }
-        text.parse().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| wrong())
+        text.parse()
+            .map(|ByteSize(bytes)| Self::Bytes(bytes))
+            .map_err(|_| wrong())
     }
 }
 

@@ -44,8 +44,11 @@ where
             done = work(Arc::clone(app)) => done,
         };
         let Err(error) = done else { continue };
-        let error = &error as &dyn std::error::Error;
-        tracing::warn!(what, error, "background work failed; it is tried again");
+        tracing::warn!(
+            what,
+            error = &error as &dyn std::error::Error,
+            "background work failed; it is tried again"
+        );
         tokio::select! {
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(AFTER_FAILURE) => {}

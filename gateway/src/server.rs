@@ -30,9 +30,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 pub(crate) use self::answer::{OperationName, QUEUE_FACTOR, QUEUE_WAIT};
 use self::{answer::Front, listener::Listener};
-use crate::{
-    admin::server::Endpoints, app::App, config::Config, job::runner::run_jobs, maintain, s3, zone::ZoneName,
-};
+use crate::{admin::server::Endpoints, app::App, config::Config, job::runner::run_jobs, maintain, s3, zone::ZoneName};
 
 /// Runs the server until it is told to stop.
 pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {

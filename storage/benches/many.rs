@@ -135,7 +135,11 @@ async fn list(store: &Store, bucket: &BucketName, count: u64, delimiter: &str) {
     }
     times.sort_unstable();
     let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
-    let what = if delimiter.is_empty() { "keys" } else { "common prefixes" };
+    let what = if delimiter.is_empty() {
+        "keys"
+    } else {
+        "common prefixes"
+    };
     println!(
         "a page of 1,000 {what}, anywhere: {:.1?} in the median, {:.1?} for 99 of 100",
         at(50),

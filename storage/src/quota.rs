@@ -18,12 +18,12 @@
 //! a quota was lowered under what is there. The bytes of a body are written before its transaction, so for as long as a
 //! body that is refused takes to be swept, the disk holds more than is counted.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     bucket::require_bucket,
     error::{Error, ErrorKind, Result},
-    kv::{Txn, transact},
+    kv::{Kv, Txn, transact},
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Keys, LayoutId, Measure, ObjectRecord, PartRecord, QuotaRecord, Usage,
@@ -99,89 +99,96 @@ impl Store {
         Ok(())
     }
 
-    /// Counts the usage of everything anew, from the objects and parts: for an index that was written before there were
-    /// counters. Nothing else may write meanwhile. A crash in between leaves counters that are too low; counting again
-    /// from the start mends them.
+    /// Counts the usage of everything anew, as [`recount`] does.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Corrupt`] if a record is damaged; [`ErrorKind::Io`] if the index fails.
     pub async fn recount(&self) -> Result<()> {
-        let mut old = Rows::of(Keys::all_usage());
-        while let Some(page) = old.next(self).await? {
-            transact!(&self.core.kv, |txn| {
-                for (key, _) in &page {
-                    txn.delete(key.clone())?;
-                }
-                Ok(())
-            });
-        }
-        let mut users: BTreeMap<String, Usage> = BTreeMap::new();
-        let mut buckets = Rows::of(Keys::buckets());
-        while let Some(page) = buckets.next(self).await? {
-            for (_, bucket) in page {
-                let bucket: BucketRecord = decode(&bucket)?;
-                let usage = self.count_bucket(bucket.id).await?;
-                self.count_for(&[(Owner::Bucket(bucket.id), usage)]).await?;
-                let user = users.entry(bucket.owner).or_default();
-                user.bytes = user.bytes.saturating_add(usage.bytes);
-                user.objects = user.objects.saturating_add(usage.objects);
-            }
-        }
-        let users: Vec<_> = users.iter().map(|(name, usage)| (Owner::User(name), *usage)).collect();
-        for batch in users.chunks(RECOUNT_BATCH) {
-            self.count_for(batch).await?;
-        }
-        Ok(())
+        recount(&self.core.kv).await.map(|_| ())
     }
+}
 
-    /// What a bucket holds, by its rows. Counts its uploads on the way.
-    async fn count_bucket(&self, bucket: BucketId) -> Result<Usage> {
-        let mut usage = Usage::default();
-        let mut objects = Rows::of(Keys::objects(bucket, b""));
-        while let Some(page) = objects.next(self).await? {
-            for (_, object) in page {
-                let object: ObjectRecord = decode(&object)?;
-                usage.bytes = usage.bytes.saturating_add(object.layout.size());
-                usage.objects = usage.objects.saturating_add(1);
-            }
-        }
-        let mut uploads = Rows::of(Keys::uploads(bucket, b""));
-        while let Some(page) = uploads.next(self).await? {
-            for (row, _) in page {
-                let (_, upload) = upload_key_parts(&row)?;
-                let bytes = self.count_upload(upload).await?;
-                usage.bytes = usage.bytes.saturating_add(bytes);
-            }
-        }
-        Ok(usage)
-    }
-
-    async fn count_upload(&self, upload: LayoutId) -> Result<u64> {
-        let mut bytes = 0_u64;
-        let mut parts = Rows::of(Keys::parts(upload));
-        while let Some(page) = parts.next(self).await? {
-            for (_, part) in page {
-                let part: PartRecord = decode(&part)?;
-                bytes = bytes.saturating_add(part.layout.size());
-            }
-        }
-        transact!(&self.core.kv, |txn| {
-            txn.add(Keys::upload_usage(upload), signed(bytes))
-        });
-        Ok(bytes)
-    }
-
-    async fn count_for(&self, counted: &[(Owner<'_>, Usage)]) -> Result<()> {
-        transact!(&self.core.kv, |txn| {
-            for (owner, usage) in counted {
-                txn.add(owner.usage_key(Measure::Bytes), signed(usage.bytes))?;
-                txn.add(owner.usage_key(Measure::Objects), signed(usage.objects))?;
+/// Counts the usage of everything anew, from the objects and parts: for an index that was written before there were
+/// counters. Nothing else may write meanwhile. A crash in between leaves counters that are too low; counting again
+/// from the start mends them. Gives how many counted usages there are.
+///
+/// # Errors
+///
+/// [`ErrorKind::Corrupt`] if a record is damaged; [`ErrorKind::Io`] if the index fails.
+pub(crate) async fn recount(kv: &Arc<dyn Kv>) -> Result<u64> {
+    let mut old = Rows::of(Keys::all_usage());
+    while let Some(page) = old.next_of(kv).await? {
+        transact!(kv, |txn| {
+            for (key, _) in &page {
+                txn.delete(key.clone())?;
             }
             Ok(())
         });
-        Ok(())
     }
+    let mut users: BTreeMap<String, Usage> = BTreeMap::new();
+    let mut buckets = Rows::of(Keys::buckets());
+    while let Some(page) = buckets.next_of(kv).await? {
+        for (_, bucket) in page {
+            let bucket: BucketRecord = decode(&bucket)?;
+            let usage = count_bucket(kv, bucket.id).await?;
+            count_for(kv, &[(Owner::Bucket(bucket.id), usage)]).await?;
+            let user = users.entry(bucket.owner).or_default();
+            user.bytes = user.bytes.saturating_add(usage.bytes);
+            user.objects = user.objects.saturating_add(usage.objects);
+        }
+    }
+    let users: Vec<_> = users.iter().map(|(name, usage)| (Owner::User(name), *usage)).collect();
+    for batch in users.chunks(RECOUNT_BATCH) {
+        count_for(kv, batch).await?;
+    }
+    Ok(users.len() as u64)
+}
+
+/// What a bucket holds, by its rows. Counts its uploads on the way.
+async fn count_bucket(kv: &Arc<dyn Kv>, bucket: BucketId) -> Result<Usage> {
+    let mut usage = Usage::default();
+    let mut objects = Rows::of(Keys::objects(bucket, b""));
+    while let Some(page) = objects.next_of(kv).await? {
+        for (_, object) in page {
+            let object: ObjectRecord = decode(&object)?;
+            usage.bytes = usage.bytes.saturating_add(object.layout.size());
+            usage.objects = usage.objects.saturating_add(1);
+        }
+    }
+    let mut uploads = Rows::of(Keys::uploads(bucket, b""));
+    while let Some(page) = uploads.next_of(kv).await? {
+        for (row, _) in page {
+            let (_, upload) = upload_key_parts(&row)?;
+            let bytes = count_upload(kv, upload).await?;
+            usage.bytes = usage.bytes.saturating_add(bytes);
+        }
+    }
+    Ok(usage)
+}
+
+async fn count_upload(kv: &Arc<dyn Kv>, upload: LayoutId) -> Result<u64> {
+    let mut bytes = 0_u64;
+    let mut parts = Rows::of(Keys::parts(upload));
+    while let Some(page) = parts.next_of(kv).await? {
+        for (_, part) in page {
+            let part: PartRecord = decode(&part)?;
+            bytes = bytes.saturating_add(part.layout.size());
+        }
+    }
+    transact!(kv, |txn| { txn.add(Keys::upload_usage(upload), signed(bytes)) });
+    Ok(bytes)
+}
+
+async fn count_for(kv: &Arc<dyn Kv>, counted: &[(Owner<'_>, Usage)]) -> Result<()> {
+    transact!(kv, |txn| {
+        for (owner, usage) in counted {
+            txn.add(owner.usage_key(Measure::Bytes), signed(usage.bytes))?;
+            txn.add(owner.usage_key(Measure::Objects), signed(usage.objects))?;
+        }
+        Ok(())
+    });
+    Ok(())
 }
 
 /// Whose usage it is.

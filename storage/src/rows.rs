@@ -1,12 +1,12 @@
 //! Goes through a range of the index that may change meanwhile, a page at a time.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
 use crate::{
     error::Result,
-    kv::{Order, SCAN_ROWS_MAX, Scan, Snapshot, Txn},
+    kv::{Kv, Order, SCAN_ROWS_MAX, Scan, Snapshot, Txn},
     store::Store,
 };
 
@@ -28,10 +28,15 @@ impl Rows {
 
     /// The next rows as they are now; `None` at the end of the range.
     pub(crate) async fn next(&mut self, store: &Store) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        self.next_of(&store.core.kv).await
+    }
+
+    /// As [`Rows::next`], for who has no store.
+    pub(crate) async fn next_of(&mut self, kv: &Arc<dyn Kv>) -> Result<Option<Vec<(Bytes, Bytes)>>> {
         if !self.more {
             return Ok(None);
         }
-        self.next_in(&mut store.begin().await?).await
+        self.next_in(&mut Txn::begin(kv).await?).await
     }
 
     /// The next rows as `txn` sees them; they are protected in it.

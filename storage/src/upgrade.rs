@@ -19,6 +19,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     format::{Format, stamp},
     kv::Kv,
+    quota::recount,
     schema::FORMAT_VERSION,
 };
 
@@ -30,11 +31,27 @@ struct Step {
 }
 
 /// All steps, in the order in which they are done. One that is added for a format goes behind those it builds on.
-static STEPS: &[Step] = &[Step {
-    to: 2,
-    name: "layouts name their holders",
-    run: |work| Box::pin(holders::run(work)),
-}];
+static STEPS: &[Step] = &[
+    Step {
+        to: 2,
+        name: "layouts name their holders",
+        run: |work| Box::pin(holders::run(work)),
+    },
+    Step {
+        to: 2,
+        name: "buckets and users know what they hold",
+        run: |work| Box::pin(usage(work)),
+    },
+];
+
+/// Since format 2, what buckets and users hold is counted.
+async fn usage(work: &mut Work<'_>) -> Result<()> {
+    if !work.options.dry_run {
+        let users = recount(work.kv).await?;
+        work.step(users, users);
+    }
+    Ok(())
+}
 
 /// How an upgrade is done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

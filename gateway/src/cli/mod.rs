@@ -6,10 +6,10 @@ mod fsck;
 mod import;
 pub(crate) mod inspect;
 mod job;
-mod scrub;
 mod progress;
-mod restore;
 mod quota;
+mod restore;
+mod scrub;
 mod server;
 mod upgrade;
 

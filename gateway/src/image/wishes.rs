@@ -191,11 +191,19 @@ mod tests {
     #[test]
     fn compression_is_asked_for_by_name_and_level() {
         assert_eq!(compression(&Tags::new()), Ok(None));
-        for (value, level) in [("none", None), ("zstd", Some(3)), ("zstd:1", Some(1)), ("zstd:19", Some(19))] {
+        for (value, level) in [
+            ("none", None),
+            ("zstd", Some(3)),
+            ("zstd:1", Some(1)),
+            ("zstd:19", Some(19)),
+        ] {
             assert_eq!(compression(&tags(COMPRESSION, value)), Ok(level), "{value}");
         }
         for bad in ["", "lz4", "zstd:", "zstd:0", "zstd:20", "zstd:x", "none:1"] {
-            assert!(check(&tags(COMPRESSION, bad)).unwrap_err().contains("zstd:LEVEL"), "{bad}");
+            assert!(
+                check(&tags(COMPRESSION, bad)).unwrap_err().contains("zstd:LEVEL"),
+                "{bad}"
+            );
         }
     }
 }

@@ -172,9 +172,12 @@ impl From<lithos_storage::Error> for JobError {
         use lithos_storage::ErrorKind as Kind;
         let text = chain(&error);
         match error.kind() {
-            Kind::Io | Kind::StorageFull | Kind::Contended | Kind::OutcomeUnknown | Kind::BodyFailed | Kind::IncompleteBody => {
-                Self::Retry(text)
-            }
+            Kind::Io
+            | Kind::StorageFull
+            | Kind::Contended
+            | Kind::OutcomeUnknown
+            | Kind::BodyFailed
+            | Kind::IncompleteBody => Self::Retry(text),
             _ => Self::Failed(text),
         }
     }

@@ -38,8 +38,8 @@ pub use self::{
     rocks::{RocksKv, RocksReader},
     txn::{Retry, Txn},
 };
-pub(crate) use rocks::FOLDER_LOCK;
 use crate::error::{Error, Result};
+pub(crate) use rocks::FOLDER_LOCK;
 pub(crate) use txn::transact;
 
 /// Longest key, in bytes: a bucket id, an S3 key of 1,024 bytes with every byte escaped, and a suffix.

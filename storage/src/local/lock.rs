@@ -46,7 +46,12 @@ impl ReadLock {
         let path: PathBuf = index.join(LOCK);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { _folder: folder, _file: None }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self {
+                    _folder: folder,
+                    _file: None,
+                });
+            }
             Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
         };
         match fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {

@@ -16,6 +16,6 @@ mod layout;
 mod list;
 mod model;
 mod multipart;
-mod upkeep;
 mod quota;
+mod upkeep;
 mod world;

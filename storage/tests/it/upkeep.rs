@@ -88,7 +88,11 @@ async fn buckets_that_ask_for_it_are_compressed_in_the_background() {
     let saved = compress_all(&world.store).await;
     assert!(saved > 512 << 10, "the new object is compressed: {saved}");
 
-    let last = world.store.queue_bucket_compression(&world.bucket, None, 2).await.unwrap();
+    let last = world
+        .store
+        .queue_bucket_compression(&world.bucket, None, 2)
+        .await
+        .unwrap();
     assert_eq!(last.as_deref(), Some("noise"));
     let last = world
         .store
@@ -97,7 +101,11 @@ async fn buckets_that_ask_for_it_are_compressed_in_the_background() {
         .unwrap();
     assert_eq!(last.as_deref(), Some("old"));
     let saved = saved + compress_all(&world.store).await;
-    assert_eq!(before - stored(folder.path()), saved, "what was saved is no longer there");
+    assert_eq!(
+        before - stored(folder.path()),
+        saved,
+        "what was saved is no longer there"
+    );
     assert!(stored(folder.path()) < (3 << 20), "but the noise, little is left");
 
     assert_eq!(world.get("old").await.unwrap(), old);
@@ -204,7 +212,11 @@ async fn strike_compaction(fault: Fault, at: u64) -> bool {
     compact_all(&world.store).await;
     assert_eq!(world.get("target").await.unwrap(), target, "{fault:?} at {at}");
     world.check_consistent().await;
-    assert_eq!(world.rows(b"A").await.len(), 0, "the borrowing has ended: {fault:?} at {at}");
+    assert_eq!(
+        world.rows(b"A").await.len(),
+        0,
+        "the borrowing has ended: {fault:?} at {at}"
+    );
     world.check_nothing_left().await;
     struck
 }
@@ -248,7 +260,10 @@ async fn scrub_finds_damage_and_says_what_it_hurts() {
     let other = blob_files(folder.path());
     world.put("hurt", &noise(2, 3 << 20)).await.unwrap();
     world.copy("hurt", "copy").await.unwrap();
-    let file = blob_files(folder.path()).into_iter().find(|file| !other.contains(file)).unwrap();
+    let file = blob_files(folder.path())
+        .into_iter()
+        .find(|file| !other.contains(file))
+        .unwrap();
     flip(&file, 2_000_000);
     let (_, damage) = scrub(&world.store).await;
     assert_eq!(damage.len(), 1);
@@ -381,7 +396,10 @@ async fn writes_leave_the_reserve_and_all_else_goes_on() {
     full(world.put_part("parts", upload, 1, &data).await.map(|_| ()));
     full(world.copy("a", "c").await);
     assert_eq!(world.get("a").await.unwrap(), data, "reads go on");
-    assert!(world.store.delete_object(&world.bucket, &key("b")).await.unwrap(), "deletes too");
+    assert!(
+        world.store.delete_object(&world.bucket, &key("b")).await.unwrap(),
+        "deletes too"
+    );
     world.store.sweep().await.unwrap();
 
     blobs.free.store(1 << 30, Ordering::SeqCst);

@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     app::{App, SharedApp},
     client::parse_server,
-    config::{Bounds, Config, ImportConfig, RootKeys},
+    config::{Bounds, Config, ImportConfig, Reserve, RootKeys},
     s3,
     zone::{REPLICA, registry::NewPeer, status},
 };
