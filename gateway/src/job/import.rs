@@ -138,6 +138,7 @@ mod tests {
 
     use lithos_storage::{Store, blob::MemoryBlobs, job::Lease, kv::MemoryKv};
     use sha2::Digest as _;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
