@@ -22,8 +22,8 @@
 #![allow(clippy::print_stdout, reason = "what was measured is part of the result")]
 #![allow(clippy::large_futures, reason = "those of the SDK are, and a test has few of them")]
 
-mod bounds;
 mod backup;
+mod bounds;
 mod clients;
 mod convert;
 mod exposition;

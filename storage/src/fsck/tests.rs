@@ -23,6 +23,8 @@ const SMALL: Limits = Limits {
     listed_count_max: 4,
     part_len_min: 1000,
     adopt_batch: 3,
+    reserve: 0,
+    compact_after_millis: 1000,
 };
 /// The grain of zeros.
 const GRAIN: usize = 64 << 10;
@@ -290,7 +292,7 @@ async fn references_to_blobs_are_followed() {
     let world = World::busy().await;
     let blob = world.blob_of("blob").await;
     let row = world.row(&Keys::blob(blob)).await;
-    let shorter = encode(&BlobRecord { len: 10 });
+    let shorter = encode(&BlobRecord::new(10));
     world.write(Keys::blob(blob), Some(shorter)).await;
     let kinds = world.kinds().await;
     assert!(
