@@ -99,14 +99,11 @@ impl Format {
 
 /// Checks the format of a store that is to be written; a new one gets that of this release. Notes the release, too.
 pub(crate) async fn adopt(kv: &Arc<dyn Kv>) -> Result<()> {
-    match Format::read(&*kv.snapshot().await?).await? {
-        Some(format) => {
-            format.check()?;
-            if format.release.as_deref() == Some(RELEASE) {
-                return Ok(());
-            }
+    if let Some(format) = Format::read(&*kv.snapshot().await?).await? {
+        format.check()?;
+        if format.release.as_deref() == Some(RELEASE) {
+            return Ok(());
         }
-        None => tracing::debug!(format = FORMAT_VERSION, "the store is new"),
     }
     stamp(kv).await
 }

@@ -17,11 +17,7 @@
 //!
 //! A backup that fails removes what it made. One that is cut off leaves the folder with the mark.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs::File, path::Path, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::task::spawn_blocking;
@@ -252,7 +248,7 @@ pub fn check_target(data: &Path, to: &Path) -> Result<()> {
 }
 
 /// Makes a checkpoint in `to`, durable, and opens it.
-fn copy_index(kv: &RocksKv, to: &PathBuf) -> Result<RocksReader> {
+fn copy_index(kv: &RocksKv, to: &Path) -> Result<RocksReader> {
     kv.checkpoint(to)?;
     File::create(to.join(LOCK)).map_err(|error| Error::io(format!("make {}", to.join(LOCK).display()), error))?;
     for name in files_in(to)? {

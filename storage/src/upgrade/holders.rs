@@ -17,12 +17,12 @@ use crate::{
 /// Layouts that one transaction reads and writes: a quarter of a megabyte of the longest keys.
 const BATCH: usize = 256;
 
+/// Takes layout and holder from a row.
+type Read = fn(&[u8], &[u8]) -> Result<(LayoutId, Holder)>;
+
 pub(super) async fn run(work: &mut Work<'_>) -> Result<()> {
     let snapshot = work.kv.snapshot().await?;
-    for (table, read) in [
-        (b'O', object as fn(&[u8], &[u8]) -> Result<(LayoutId, Holder)>),
-        (b'U', upload),
-    ] {
+    for (table, read) in [(b'O', object as Read), (b'U', upload)] {
         let mut pages = Pages::of(Keys::table(table));
         while let Some(page) = pages.next(&*snapshot).await? {
             for batch in page.chunks(BATCH) {
@@ -35,11 +35,7 @@ pub(super) async fn run(work: &mut Work<'_>) -> Result<()> {
 }
 
 /// The rows are synced with the format's number, which is written last.
-async fn name_holders(
-    work: &Work<'_>,
-    rows: &[(Bytes, Bytes)],
-    read: fn(&[u8], &[u8]) -> Result<(LayoutId, Holder)>,
-) -> Result<u64> {
+async fn name_holders(work: &Work<'_>, rows: &[(Bytes, Bytes)], read: Read) -> Result<u64> {
     let mut held = Vec::with_capacity(rows.len());
     for (key, value) in rows {
         held.push(read(key, value)?);
