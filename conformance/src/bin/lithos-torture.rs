@@ -28,6 +28,9 @@ struct Arguments {
     /// Spoils one thing, so that a violation has to be found
     #[arg(long)]
     mutation: Option<Mutation>,
+    /// Has the server make its data folder itself, whose name may be lost then
+    #[arg(long)]
+    fresh: bool,
     /// Keeps the data of servers that failed
     #[arg(long)]
     keep: bool,
@@ -44,6 +47,7 @@ async fn main() -> Result<ExitCode> {
         time: Duration::from_secs(arguments.minutes.saturating_mul(60)),
         seed: arguments.seed.unwrap_or_else(fresh_seed),
         mutation: arguments.mutation,
+        fresh: arguments.fresh,
         keep: arguments.keep,
     };
     let report = torture::run(&options).await?;

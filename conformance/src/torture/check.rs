@@ -91,8 +91,8 @@ pub(super) async fn worker(client: &Client, worker: &mut Worker) -> Result<u64> 
         known.may = vec![may.clone().map(|version| Version { etag, ..version })];
         checks += 1;
     }
-    let is_known =
-        |key: &str| worker.model.objects.contains_key(key) || key.ends_with(".qcow2") || key.ends_with(".raw");
+    let is_derived = |key: &str| matches!(key.rsplit_once('.'), Some((_, "qcow2" | "raw")));
+    let is_known = |key: &str| worker.model.objects.contains_key(key) || is_derived(key);
     for key in listed.keys() {
         ensure!(is_known(key), "{key} is listed, and nobody wrote it");
     }

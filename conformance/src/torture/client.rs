@@ -110,11 +110,11 @@ pub(super) fn put_tags(key: &str, tags: &Tags) -> Request {
 }
 
 pub(super) fn delete_many(keys: &[String]) -> Request {
-    let objects: String = keys
-        .iter()
-        .map(|key| format!("<Object><Key>{key}</Key></Object>"))
-        .collect();
-    let body = format!("<Delete>{objects}</Delete>");
+    let mut body = "<Delete>".to_owned();
+    for key in keys {
+        let _ = write!(body, "<Object><Key>{key}</Key></Object>");
+    }
+    body.push_str("</Delete>");
     with_md5(
         Request::new("POST", format!("/{BUCKET}"))
             .query("delete", "")

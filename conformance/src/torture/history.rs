@@ -41,9 +41,8 @@ impl SequentialSpec for Register {
 
     fn invoke(&mut self, op: &Op) -> Ret {
         match *op {
-            Op::Write(value) => self.0 = Some(value),
             Op::WriteIfAbsent(_) if self.0.is_some() => return Ret::Refused,
-            Op::WriteIfAbsent(value) => self.0 = Some(value),
+            Op::Write(value) | Op::WriteIfAbsent(value) => self.0 = Some(value),
             Op::Delete => self.0 = None,
             Op::Read => return Ret::Value(self.0),
         }

@@ -48,6 +48,9 @@ pub struct Options {
     pub seed: u64,
     /// What is spoiled.
     pub mutation: Option<Mutation>,
+    /// Has the server make its data folder itself. Otherwise it is there, empty, before the first start, as an installation
+    /// leaves it, so that its own name cannot be lost.
+    pub fresh: bool,
     /// Keeps the folder of a server in which a violation was found.
     pub keep: bool,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     process::Command,
     sync::{
         Arc,
@@ -66,6 +67,9 @@ impl Epoch {
             rounds: 0,
             over: false,
         };
+        if !common.options.fresh {
+            std::fs::create_dir(epoch.server.data())?;
+        }
         epoch.spoil(common);
         Ok(epoch)
     }
@@ -319,11 +323,11 @@ impl Epoch {
         );
         let environment = self.server.environment();
         if !environment.is_empty() {
-            text.push_str(&format!("\n  with {environment:?}"));
+            let _ = write!(text, "\n  with {environment:?}");
         }
         if common.options.keep {
             self.server.keep_folder();
-            text.push_str(&format!("\n  kept: {}", self.server.scratch().display()));
+            let _ = write!(text, "\n  kept: {}", self.server.scratch().display());
         }
         text
     }

@@ -9,6 +9,7 @@
 //! | `jobs` | the command and the API |
 //! | `zones` | two servers |
 //! | `kill` | SIGKILL at random moments |
+//! | `torture` | power cuts and failing disks, and that these tests would see damage |
 //! | `heavy` | what has the machine to itself: memory, 2 GiB images, time |
 
 #![allow(
@@ -28,4 +29,5 @@ mod jobs;
 mod kill;
 mod origin;
 mod s3;
+mod torture;
 mod zones;
