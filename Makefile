@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test bench bench-many lint fmt bootstrap
+.PHONY: help build demo serve test torture bench bench-many lint fmt bootstrap
 
 # The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
 clients := $(shell deploy/bootstrap --print-path)
@@ -49,6 +49,11 @@ test: ## runs all tests
 	cargo build --bin lithos $(cargo_flags)
 	cargo test --doc --quiet $(cargo_flags)
 	cargo nextest run $(cargo_flags)
+
+torture: ## cuts the power of a server under load for MINUTES=60, and checks what it kept
+	@deploy/bootstrap test
+	cargo build --bin lithos --bin lithos-torture $(cargo_flags)
+	'$(dir $(server))lithos-torture' --minutes $(or $(MINUTES),60) --keep --report torture-report.txt
 
 bench: ## measures the store: bodies, small puts, long layouts
 	@deploy/bootstrap build

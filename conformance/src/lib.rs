@@ -12,6 +12,7 @@
 //! | [`sdk`] | the AWS SDK for a target |
 //! | [`wire`] | requests made by hand: signed, badly signed, cut off |
 //! | [`pattern`] | contents that are made again instead of kept, and sparse images |
+//! | [`torture`] | power cuts, kills and failing disks under load, and what must hold afterwards |
 //! | [`tool`] | the clients and image tools that `deploy/bootstrap` installs |
 //!
 //! Deliberately absent: TLS (a target is plain HTTP), and any dependency on the other crates of the workspace.
@@ -23,4 +24,5 @@ pub mod report;
 pub mod sdk;
 pub mod target;
 pub mod tool;
+pub mod torture;
 pub mod wire;

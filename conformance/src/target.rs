@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 /// How long a server may take to start or to stop.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// The folder of the data folder, in the server's own.
+const DISK: &str = "disk";
 /// How often something is looked at that does not call by itself.
 pub const POLL: Duration = Duration::from_millis(20);
 
@@ -82,6 +84,8 @@ pub struct Addresses {
 pub struct Server {
     folder: TempDir,
     options: ServerOptions,
+    /// What the next process is given in its environment.
+    environment: Vec<(String, String)>,
     process: Option<Child>,
     target: Target,
     management: String,
@@ -103,6 +107,17 @@ impl Server {
     ///
     /// As [`Server::start`].
     pub fn start_with(options: ServerOptions) -> Result<Self> {
+        let mut server = Self::prepare(options)?;
+        server.run()?;
+        Ok(server)
+    }
+
+    /// A server that is yet to be started, by [`Server::run`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no place for its folder.
+    pub fn prepare(options: ServerOptions) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("lithos-test.").tempdir()?;
         let target = Target {
             endpoint: String::new(),
@@ -111,14 +126,15 @@ impl Server {
             secret_key: String::new(),
             domain: options.domain.clone(),
         };
-        let mut server = Self {
+        fs::create_dir(folder.path().join(DISK))?;
+        let server = Self {
             folder,
             options,
+            environment: Vec::new(),
             process: None,
             target,
             management: String::new(),
         };
-        server.run()?;
         Ok(server)
     }
 
@@ -132,7 +148,7 @@ impl Server {
         ensure!(self.process.is_none(), "the server is running already");
         let endpoints = self.data().join("endpoints.json");
         if !self.options.read_only {
-            // A killed server leaves the file behind.
+            // A killed server leaves the file behind, perhaps empty if the machine was cut off.
             let _ = fs::remove_file(&endpoints);
         }
         let log = File::options().create(true).append(true).open(self.log_path())?;
@@ -161,6 +177,7 @@ impl Server {
         ] {
             command.env_remove(name);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(command.spawn().context("cannot start the server")?);
         if self.options.read_only {
             self.await_listening()?;
@@ -170,6 +187,56 @@ impl Server {
         let credentials = fs::read_to_string(self.credentials())?;
         self.target.access_key = setting(&credentials, "aws_access_key_id")?;
         self.target.secret_key = setting(&credentials, "aws_secret_access_key")?;
+        Ok(())
+    }
+
+    /// Adds to the environment of the next process, and only of that.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
+    }
+
+    /// What the last process was given beside the usual environment.
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.environment
+    }
+
+    /// Whether there is a process, as far as was seen.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// The status of a process that has ended by itself, within `patience`.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not tell.
+    pub fn ended(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        let Some(process) = &mut self.process else {
+            return Ok(None);
+        };
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = process.try_wait()? {
+                self.process = None;
+                return Ok(Some(status));
+            }
+            if begun.elapsed() >= patience {
+                return Ok(None);
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// Sends the process a signal, by its name without SIG.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let process = self.process.as_ref().context("the server is not running")?;
+        let command = format!("kill -{name} {}", process.id());
+        let signalled = Command::new("sh").arg("-c").arg(command).status()?;
+        ensure!(signalled.success(), "cannot signal the server");
         Ok(())
     }
 
@@ -288,12 +355,19 @@ impl Server {
         self.data().join("credentials")
     }
 
+    /// The folder that stands for its disk; unless it was given a data folder, that is in it.
+    pub fn disk(&self) -> PathBuf {
+        self.folder.path().join(DISK)
+    }
+
     /// Its data folder.
     pub fn data(&self) -> PathBuf {
-        self.options
-            .data
-            .clone()
-            .unwrap_or_else(|| self.folder.path().join("data"))
+        self.options.data.clone().unwrap_or_else(|| self.disk().join("data"))
+    }
+
+    /// Keeps its folder when this is dropped, for people to look at.
+    pub fn keep_folder(&mut self) {
+        self.folder.disable_cleanup(true);
     }
 
     fn log_path(&self) -> PathBuf {
@@ -363,12 +437,8 @@ impl Server {
     ///
     /// If it does not end in time: then it is killed.
     pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal("TERM")?;
         let mut process = self.process.take().context("the server is not running")?;
-        let signalled = Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -TERM {}", process.id()))
-            .status()?;
-        ensure!(signalled.success(), "cannot signal the server");
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             if let Some(status) = process.try_wait()? {
@@ -470,20 +540,26 @@ impl Drop for Server {
 
 /// The binary: `LITHOS_BIN`, or what cargo put beside the test.
 fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("LITHOS_BIN") {
+    built("lithos", "LITHOS_BIN")
+}
+
+/// What cargo built beside the program that runs now, or what the variable says.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn built(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }
     let this = std::env::current_exe()?;
     // target/release/deps/it-0123 and target/release/lithos-conformance
-    let found = this
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join("lithos"))
-        .find(|path| path.is_file());
+    let folders = this.ancestors().skip(1).take(2);
+    let mut places = folders.flat_map(|folder| [folder.join(name), folder.join("deps").join(name)]);
+    let found = places.find(|path| path.is_file());
     found.with_context(|| {
         format!(
-            "there is no lithos near {}: run `make test`, which builds it, or set LITHOS_BIN",
+            "there is no {name} near {}: run `make test`, which builds it, or set {variable}",
             this.display()
         )
     })

@@ -24,6 +24,7 @@ mod layout;
 mod object;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -141,6 +142,7 @@ pub async fn fsck(
     object::check(&mut check).await?;
     layout::check(&mut check).await?;
     job::check(&mut check).await?;
+    upkeep::check(&mut check).await?;
     blob::check(&mut check, options).await?;
     Ok(check.report)
 }

@@ -12,6 +12,7 @@
 //! | `zones` | two servers |
 //! | `exposition` | `/metrics`, read strictly |
 //! | `kill` | SIGKILL at random moments |
+//! | `torture` | power cuts and failing disks, and that these tests would see damage |
 //! | `heavy` | what has the machine to itself: memory, 2 GiB images, time |
 
 #![allow(
@@ -34,4 +35,5 @@ mod jobs;
 mod kill;
 mod origin;
 mod s3;
+mod torture;
 mod zones;

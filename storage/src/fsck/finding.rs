@@ -125,6 +125,12 @@ kinds! {
     StaleIntent, "stale-intent", Warning,
         "A blob in use is also noted as one that is being written.",
         "No data is hurt. Report this with the output of the command.";
+    KnownDamage, "known-damage", Error,
+        "A read or a scrub found the blob damaged: objects over it cannot be read in whole.",
+        "Restore the objects from a backup or another zone, or delete them; `lithos damage` names them while a server runs.";
+    WrongUsage, "wrong-usage", Warning,
+        "A counter of what a bucket or a user holds is wrong: quotas are held against it.",
+        "No data is hurt. Report this with the output of the command.";
     StrayBlob, "stray-blob", Warning,
         "The file of a blob has no row: a crash of the machine leaves such files.",
         "The server deletes it within an hour of its start.";

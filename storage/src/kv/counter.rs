@@ -22,7 +22,7 @@ pub(super) type Rows = BTreeMap<Bytes, Option<Bytes>>;
 /// # Errors
 ///
 /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if it is none.
-pub(super) fn parse(key: &[u8], value: Option<&[u8]>) -> Result<u64> {
+pub(crate) fn parse(key: &[u8], value: Option<&[u8]>) -> Result<u64> {
     let Some(value) = value else { return Ok(0) };
     match <[u8; COUNTER_LEN]>::try_from(value) {
         Ok(value) => Ok(u64::from_be_bytes(value)),

@@ -39,6 +39,7 @@ pub use self::{
     txn::{Retry, Txn},
 };
 use crate::error::{Error, Result};
+pub(crate) use counter::parse as parse_counter;
 pub(crate) use rocks::FOLDER_LOCK;
 pub(crate) use txn::transact;
 
