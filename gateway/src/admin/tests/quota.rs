@@ -30,7 +30,7 @@ async fn quotas_are_set_shown_and_cleared() {
         client.delete(path).await.unwrap();
         client.delete(path).await.unwrap();
         assert_eq!(client.get_json::<Value>(path).await.unwrap(), none, "{path}");
-        for wrong in [json!({"bites": 5}), json!({"bytes": -1}), json!([1])] {
+        for wrong in [json!({"bites": 5}), json!({"bytes": -1}), json!("much")] {
             let refused = client.put_json::<_, Value>(path, &wrong).await.unwrap_err();
             assert_eq!(refused.status(), Some(StatusCode::BAD_REQUEST), "{wrong}");
         }
