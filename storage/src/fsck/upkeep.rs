@@ -82,7 +82,11 @@ async fn usage(check: &mut Check<'_>) -> Result<()> {
 fn compare(check: &mut Check<'_>, key: &[u8], counter: u64, should: u64) {
     if counter != should {
         let subject = format!("counter {}", key.escape_ascii());
-        check.add(Kind::WrongUsage, subject, format!("it says {counter}, and {should} are there"));
+        check.add(
+            Kind::WrongUsage,
+            subject,
+            format!("it says {counter}, and {should} are there"),
+        );
     }
 }
 
@@ -92,11 +96,7 @@ fn add(counted: &mut BTreeMap<Vec<u8>, u64>, key: &[u8], amount: u64) {
 }
 
 /// Bytes and objects of a bucket, as `quota` counts them.
-async fn count(
-    check: &mut Check<'_>,
-    bucket: BucketId,
-    counted: &mut BTreeMap<Vec<u8>, u64>,
-) -> Result<(u64, u64)> {
+async fn count(check: &mut Check<'_>, bucket: BucketId, counted: &mut BTreeMap<Vec<u8>, u64>) -> Result<(u64, u64)> {
     let (mut bytes, mut objects) = (0_u64, 0_u64);
     let mut rows = Pages::of(Keys::objects(bucket, b""));
     while let Some(page) = check.page(&mut rows).await? {
@@ -110,7 +110,9 @@ async fn count(
     let mut rows = Pages::of(Keys::uploads(bucket, b""));
     while let Some(page) = check.page(&mut rows).await? {
         for (key, _) in page {
-            let Ok((_, upload)) = upload_key_parts(&key) else { continue };
+            let Ok((_, upload)) = upload_key_parts(&key) else {
+                continue;
+            };
             let mut parts = Pages::of(Keys::parts(upload));
             while let Some(page) = check.page(&mut parts).await? {
                 for (_, value) in page {
