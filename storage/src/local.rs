@@ -27,7 +27,7 @@ mod restore;
 mod tests;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -54,6 +54,20 @@ use crate::{
 const INDEX: &str = "index";
 /// The folder of the blobs.
 const BLOBS: &str = "blobs";
+
+/// Makes a folder and those above it that are missing, and makes their names durable: without that, a crash of the machine
+/// after the first start would lose everything at once.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(&path)?;
+    for folder in missing {
+        if let Some(parent) = folder.parent() {
+            fs::File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
 
 /// What may be done to a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +131,7 @@ impl Local {
     pub fn open_with(path: &Path, mode: Mode, options: &FsOptions) -> Result<Self> {
         let (index, blobs) = match mode {
             Mode::ReadWrite => {
-                fs::create_dir_all(path)
+                make_folder(path)
                     .map_err(|error| Error::io(format!("make the data folder {}", path.display()), error))?;
                 let kv = RocksKv::open(&path.join(INDEX))?;
                 let blobs = FsBlobs::open_with(&path.join(BLOBS), options)?;

@@ -19,6 +19,8 @@
 //! The checksum is over what is stored, so that the decompressor never sees bytes that were not written by this module;
 //! nevertheless all lengths are checked before they are used, and a frame that gives another length is damage.
 
+use std::cell::RefCell;
+
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::format::{Format, block_sum, with_footer};
@@ -136,19 +138,24 @@ pub(super) fn group_len(len: u64, index: u64) -> usize {
     usize::try_from(rest).unwrap_or(GROUP)
 }
 
-/// Gives groups back as they were. It is made for one read, since what it remembers is made in no time, and a context
-/// for each of some hundred threads is not little.
-pub(super) struct Unpacker(Decompressor<'static>);
+thread_local! {
+    /// The context of zstd, 160 KiB, which costs more to make than a group to decompress. Threads that are idle for ten
+    /// seconds end, and it with them.
+    static CONTEXT: RefCell<Decompressor<'static>> = RefCell::default();
+}
+
+/// Gives groups back as they were.
+pub(super) struct Unpacker;
 
 impl Unpacker {
     pub(super) fn new() -> Self {
-        Self(Decompressor::default())
+        Self
     }
 
     /// Writes the group `index`, from what is stored of it, into `out`, which is as long as the group; or says what is
     /// wrong with it.
     pub(super) fn unpack(
-        &mut self,
+        &self,
         groups: &Groups,
         index: usize,
         stored: &[u8],
@@ -166,9 +173,9 @@ impl Unpacker {
         Ok(())
     }
 
-    fn decompress(&mut self, frame: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
+    fn decompress(&self, frame: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
         // The output is bounded by `out`, whatever the frame says of itself.
-        match self.0.decompress_to_buffer(frame, out) {
+        match CONTEXT.with_borrow_mut(|context| context.decompress_to_buffer(frame, out)) {
             Ok(len) if len == out.len() => Ok(()),
             Ok(_) => Err("a group is shorter than it must be"),
             Err(_) => Err("a group cannot be decompressed"),

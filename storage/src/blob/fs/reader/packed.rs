@@ -17,6 +17,9 @@ use crate::{
     error::Result,
 };
 
+/// Ranges from this length on are unpacked by two threads: less would take longer to hand over than to unpack.
+const SHARED_LEN_MIN: u64 = 4 * GROUP_LEN;
+
 #[derive(Debug)]
 pub(super) struct PackedForm {
     len: u64,
@@ -79,47 +82,65 @@ impl PackedForm {
         (start, offset + len as u64 - start)
     }
 
+    /// Where a range that is long enough is best cut in two, for two threads to unpack.
+    pub(super) fn middle(&self, range: &Range<u64>) -> Option<u64> {
+        let len = range.end.saturating_sub(range.start);
+        (len >= SHARED_LEN_MIN).then(|| (range.start + len / 2) / GROUP_LEN * GROUP_LEN)
+    }
+
     pub(super) fn read(&self, file: &BlobFile, partial: &PartialGroups, range: Range<u64>) -> Result<Bytes> {
         let cut = Cut::new(&range, self.len);
-        let mut unpacker = Unpacker::new();
-        let mut part = |range: &Range<u64>| -> Result<Bytes> {
-            if range.is_empty() {
-                return Ok(Bytes::new());
+        for part in [&cut.head, &cut.tail] {
+            if *part == range {
+                return self.part(file, partial, part);
             }
-            let index = range.start / GROUP_LEN;
-            let group = partial.get(self.opening, in_memory(index), || {
-                let mut group = vec![0; group_len(self.len, index)];
-                self.unpack(file, &mut unpacker, index..index + 1, &mut group)?;
-                Ok(group.into())
-            })?;
-            let start = index * GROUP_LEN;
-            Ok(group.slice(in_memory(range.start - start)..in_memory(range.end - start)))
-        };
-        let head = part(&cut.head)?;
-        if cut.head == range {
-            return Ok(head);
-        }
-        let tail = part(&cut.tail)?;
-        if cut.tail == range {
-            return Ok(tail);
         }
         let mut data = vec![0; in_memory(range.end - range.start)];
-        let (head_room, rest) = data.split_at_mut(head.len());
+        self.fill(file, partial, range, &mut data)?;
+        Ok(data.into())
+    }
+
+    /// Writes a range to `out`, which is as long.
+    pub(super) fn fill(
+        &self,
+        file: &BlobFile,
+        partial: &PartialGroups,
+        range: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let cut = Cut::new(&range, self.len);
+        let head = self.part(file, partial, &cut.head)?;
+        let tail = self.part(file, partial, &cut.tail)?;
+        let (head_room, rest) = out.split_at_mut(head.len());
         let (whole_room, tail_room) = rest.split_at_mut(rest.len() - tail.len());
         head_room.copy_from_slice(&head);
         tail_room.copy_from_slice(&tail);
-        self.unpack(file, &mut unpacker, cut.whole, whole_room)?;
-        Ok(data.into())
+        self.unpack(file, &Unpacker::new(), cut.whole, whole_room)
+    }
+
+    /// A range within one group, which is kept for whoever wants the rest of it.
+    fn part(&self, file: &BlobFile, partial: &PartialGroups, range: &Range<u64>) -> Result<Bytes> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let index = range.start / GROUP_LEN;
+        let group = partial.get(self.opening, in_memory(index), || {
+            let mut group = vec![0; group_len(self.len, index)];
+            self.unpack(file, &Unpacker::new(), index..index + 1, &mut group)?;
+            Ok(group.into())
+        })?;
+        let start = index * GROUP_LEN;
+        Ok(group.slice(in_memory(range.start - start)..in_memory(range.end - start)))
     }
 
     /// Reads a group and verifies it.
     pub(super) fn check(&self, file: &BlobFile, index: u64) -> Result<()> {
         let mut group = vec![0; group_len(self.len, index)];
-        self.unpack(file, &mut Unpacker::new(), index..index + 1, &mut group)
+        self.unpack(file, &Unpacker::new(), index..index + 1, &mut group)
     }
 
     /// Reads whole groups at once and unpacks them into `out`, which is as long as they are.
-    fn unpack(&self, file: &BlobFile, unpacker: &mut Unpacker, groups: Range<u64>, out: &mut [u8]) -> Result<()> {
+    fn unpack(&self, file: &BlobFile, unpacker: &Unpacker, groups: Range<u64>, out: &mut [u8]) -> Result<()> {
         let (start, len) = self.stored(groups.clone());
         let mut stored = vec![0; in_memory(len)];
         file.read(&mut stored, start, Some(groups.start * GROUP_LEN))?;
