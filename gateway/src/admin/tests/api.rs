@@ -104,7 +104,7 @@ async fn s3_clients_are_told_where_s3_is() {
 
     let endpoints = r#"{"transfer":"http://127.0.0.1:7","management":"http://127.0.0.1:8"}"#;
     std::fs::write(server.app.config.data.join("endpoints.json"), endpoints).unwrap();
-    let answer = get(&server, "/metrics").await.unwrap();
+    let answer = get(&server, "/nothing").await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert!(
