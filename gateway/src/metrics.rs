@@ -1,6 +1,6 @@
 //! What the server counts, for Prometheus and its like.
 //!
-//! `GET /metrics` on the management address answers in the OpenMetrics text format, unsigned as `/healthz` is: whoever may
+//! `GET /metrics` on the management address answers in the `OpenMetrics` text format, unsigned as `/healthz` is: whoever may
 //! reach that address may read it. No bucket, key or client is named, and every label has few values: operations, classes
 //! of status, kinds of jobs.
 //!
@@ -20,7 +20,7 @@ use prometheus_client::{
 
 use crate::app::App;
 
-/// What OpenMetrics calls its text format (OpenMetrics 1.0, "Protocol Negotiation").
+/// What `OpenMetrics` calls its text format (`OpenMetrics` 1.0, "Protocol Negotiation").
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Bounds of the histograms in seconds: from an index read to a long upload.
 const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];

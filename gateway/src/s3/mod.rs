@@ -108,13 +108,14 @@ async fn answer(service: &S3Service, request: HttpRequest) -> HttpResponse {
     }
 }
 
-/// The answer to a request that does not get its turn.
-pub(crate) fn slow_down(id: &RequestId, message: String) -> HttpResponse {
-    let error = finish(S3Error::with_message(S3ErrorCode::SlowDown, message), Some(id.clone()));
+/// The answer to a request that is refused before or behind the operations.
+pub(crate) fn refusal(id: &RequestId, code: S3ErrorCode, message: String) -> HttpResponse {
+    let status = code.status_code().unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let error = finish(S3Error::with_message(code, message), Some(id.clone()));
     error.to_http_response().unwrap_or_else(|error| {
         tracing::error!(%error, "a refusal could not be written");
         let mut response = http::Response::new(s3s::Body::empty());
-        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        *response.status_mut() = status;
         response
     })
 }

@@ -6,16 +6,17 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use hyper::body::Incoming;
 use lithos_storage::LayoutId;
+use s3s::S3ErrorCode;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{
     HttpResponse, RequestId, Service,
-    body::{Leftover, Received, Sent, Watch},
+    body::{Leftover, Received, Sent, TOO_SLOW, Watch},
     client::{client, cost, cost_of_answer},
 };
 use crate::{
@@ -78,7 +79,7 @@ impl Side {
     fn slow_down(self, id: &RequestId, why: Refused) -> HttpResponse {
         let message = format!("{why}: ask less often, or again later");
         match self {
-            Self::Transfer => s3::slow_down(id, message),
+            Self::Transfer => s3::refusal(id, S3ErrorCode::SlowDown, message),
             Self::Management => admin::slow_down(id, message),
         }
     }
@@ -139,7 +140,11 @@ impl Front {
             Ok(permit) => {
                 let request = self.watch(request, &leftover, &id, &operation);
                 let span = tracing::info_span!("request", id = id.0);
-                let response = (self.service)(request).instrument(span).await;
+                let mut response = (self.service)(request).instrument(span).await;
+                if response.status() == StatusCode::INTERNAL_SERVER_ERROR && leftover.is_too_slow() {
+                    // s3s reads XML bodies itself, and takes whatever goes wrong for its own mistake.
+                    response = s3::refusal(&id, S3ErrorCode::RequestTimeout, TOO_SLOW.to_owned());
+                }
                 (response, permit)
             }
             Err(why) => {
@@ -217,7 +222,7 @@ impl Front {
         request
     }
 
-    fn count(&self, operation: &'static str, status: http::StatusCode, begun: Instant) {
+    fn count(&self, operation: &'static str, status: StatusCode, begun: Instant) {
         let metrics = &self.app.metrics;
         let class = metrics::class(status);
         metrics.requests.get_or_create(&Answered { operation, class }).inc();

@@ -7,7 +7,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,17 +27,47 @@ const DISCARD_LEN_MAX: u64 = 64 << 20;
 /// How long that may take. After it the connection is closed.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// What a service did not read of a request's body.
+/// What is told to a client whose body comes too slowly.
+pub(super) const TOO_SLOW: &str = "the body came too slowly, or not at all, for too long";
+
+/// What a service left of a request's body.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Leftover(Arc<Mutex<Option<Incoming>>>);
+pub(super) struct Leftover(Arc<Mutex<Left>>);
+
+#[derive(Debug, Default)]
+enum Left {
+    /// It was read to its end, or there was none.
+    #[default]
+    Nothing,
+    /// The rest was not wanted.
+    Rest(Incoming),
+    /// The rest came too slowly.
+    TooSlow,
+}
 
 impl Leftover {
     pub(super) fn put(&self, body: Incoming) {
-        *self.0.lock().expect("nothing panics while it holds this lock") = Some(body);
+        self.set(Left::Rest(body));
+    }
+
+    /// Whether the client was cut off while its body was being read.
+    pub(super) fn is_too_slow(&self) -> bool {
+        matches!(*self.lock(), Left::TooSlow)
     }
 
     fn take(&self) -> Option<Incoming> {
-        self.0.lock().expect("nothing panics while it holds this lock").take()
+        match std::mem::take(&mut *self.lock()) {
+            Left::Rest(body) => Some(body),
+            Left::Nothing | Left::TooSlow => None,
+        }
+    }
+
+    fn set(&self, left: Left) {
+        *self.lock() = left;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Left> {
+        self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
 
@@ -117,6 +147,7 @@ impl Body for Received {
                 // Without it hyper closes the connection once the answer is out.
                 this.inner = None;
                 this.cut_off.inc();
+                this.leftover.set(Left::TooSlow);
                 Poll::Ready(Some(Err(too_slow())))
             }
         }
@@ -144,8 +175,7 @@ impl Drop for Received {
 
 /// What becomes of a body that comes too slowly: the S3 error of that name, wherever the store passes it on.
 fn too_slow() -> StdError {
-    let message = "the body came too slowly, or not at all, for too long";
-    StdError::from(S3Error::with_message(S3ErrorCode::RequestTimeout, message))
+    StdError::from(S3Error::with_message(S3ErrorCode::RequestTimeout, TOO_SLOW))
 }
 
 /// The body of an answer, and what lives as long as it does.

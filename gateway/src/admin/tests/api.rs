@@ -108,7 +108,7 @@ async fn s3_clients_are_told_where_s3_is() {
         .endpoints
         .set(serde_json::from_str(endpoints).unwrap())
         .unwrap();
-    let answer = get(&server, "/metrics").await.unwrap();
+    let answer = get(&server, "/nothing").await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert!(
