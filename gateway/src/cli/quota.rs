@@ -191,7 +191,7 @@ mod tests {
             name: name.to_owned(),
         };
         assert_eq!(whose(Kind::Bucket, "b").path(), "/api/v1/buckets/b/quota");
-        assert_eq!(whose(Kind::User, "a/b c").path(), "/api/v1/users/a%2Fb%20c/quota");
+        assert_eq!(whose(Kind::User, "a b").path(), "/api/v1/users/a%20b/quota");
     }
 
     #[test]

@@ -11,10 +11,10 @@ async fn quotas_are_set_shown_and_cleared() {
     let server = Server::start().await;
     let store = &server.app.store;
     let bucket = "images".parse().unwrap();
-    let created = store.create_bucket(&bucket, None, Tags::new(), "builder/1".to_owned());
+    let created = store.create_bucket(&bucket, None, Tags::new(), "builder 1".to_owned());
     created.await.unwrap();
     let client = server.client();
-    for path in ["/api/v1/buckets/images/quota", "/api/v1/users/builder%2F1/quota"] {
+    for path in ["/api/v1/buckets/images/quota", "/api/v1/users/builder%201/quota"] {
         let none = json!({"quota": {"bytes": null, "objects": null}, "usage": {"bytes": 0, "objects": 0}});
         assert_eq!(client.get_json::<Value>(path).await.unwrap(), none, "{path}");
         let quota = json!({"bytes": 10_737_418_240_u64});
@@ -36,9 +36,9 @@ async fn quotas_are_set_shown_and_cleared() {
         }
     }
     let stored = |record: Option<lithos_storage::QuotaRecord>| record.and_then(|record| record.bytes);
-    let user = "/api/v1/users/builder%2F1/quota";
+    let user = "/api/v1/users/builder%201/quota";
     client.put_json::<_, Value>(user, &json!({"bytes": 7})).await.unwrap();
-    assert_eq!(stored(store.user_quota("builder/1").await.unwrap()), Some(7));
+    assert_eq!(stored(store.user_quota("builder 1").await.unwrap()), Some(7));
     let refused = client
         .get_json::<Value>("/api/v1/buckets/absent/quota")
         .await

@@ -17,7 +17,7 @@ use super::{
 use crate::kv::{Durability, Txn};
 
 /// Longer than any recovery takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What an opening or a rehearsal does.
 #[derive(Debug, Clone, Copy)]
