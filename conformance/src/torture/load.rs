@@ -107,6 +107,9 @@ pub(super) struct Worker {
     pub(super) unknown: u64,
     /// Whether the server is gone.
     gone: bool,
+    /// Whether an operation on a shared key was not answered in this round. Then there is no further one: each that stays in
+    /// flight multiplies the orders that the tester has to try.
+    in_flight: bool,
 }
 
 impl Worker {
@@ -118,6 +121,7 @@ impl Worker {
             acknowledged: 0,
             unknown: 0,
             gone: false,
+            in_flight: false,
         }
     }
 
@@ -128,11 +132,12 @@ impl Worker {
     /// Works until the server is gone or the round is over; fails if an answer is one that must not be.
     pub(super) async fn work(&mut self, round: &Round) -> Result<()> {
         self.gone = false;
-        let mut actor = round.actors.fetch_add(1, Ordering::Relaxed);
+        self.in_flight = false;
+        let actor = round.actors.fetch_add(1, Ordering::Relaxed);
         while !self.gone && !round.stop.load(Ordering::Relaxed) {
             let operation = Operation::throw(&mut self.dice);
             let done = match operation {
-                Operation::Shared => self.shared(round, &mut actor).await,
+                Operation::Shared => self.shared(round, actor).await,
                 Operation::CreateUpload
                 | Operation::UploadPart
                 | Operation::UploadPartCopy
@@ -526,7 +531,7 @@ impl Worker {
         }
     }
 
-    async fn shared(&mut self, round: &Round, actor: &mut Actor) -> Result<()> {
+    async fn shared(&mut self, round: &Round, actor: Actor) -> Result<()> {
         let index = usize::try_from(self.dice.below(SHARED_KEYS.len() as u64))?;
         let Some(key) = SHARED_KEYS.get(index) else {
             return Ok(());
@@ -545,7 +550,7 @@ impl Worker {
     }
 
     /// Copies an object that nobody else writes, and whose content nobody else has.
-    async fn shared_copy(&mut self, round: &Round, actor: &mut Actor, key: &str, value: u64) -> Result<()> {
+    async fn shared_copy(&mut self, round: &Round, actor: Actor, key: &str, value: u64) -> Result<()> {
         let source = format!("{}/source.img", self.number);
         let version = Version::new(shared_bytes(value), Tags::new());
         let request = client::put(&source, &version.bytes, &version.tags);
@@ -557,15 +562,8 @@ impl Worker {
             .await
     }
 
-    async fn shared_request(
-        &mut self,
-        round: &Round,
-        actor: &mut Actor,
-        key: &str,
-        op: Op,
-        request: Request,
-    ) -> Result<()> {
-        if !round.histories.begins(key, *actor, op) {
+    async fn shared_request(&mut self, round: &Round, actor: Actor, key: &str, op: Op, request: Request) -> Result<()> {
+        if self.in_flight || !round.histories.begins(key, actor, op) {
             return Ok(());
         }
         let answer = self.send(round, request).await;
@@ -575,11 +573,11 @@ impl Worker {
             (_, Outcome::Done, _) => Ret::Done,
             (_, Outcome::Refused, _) => Ret::Refused,
             (_, Outcome::Unknown, _) => {
-                *actor = round.actors.fetch_add(1, Ordering::Relaxed);
+                self.in_flight = true;
                 return Ok(());
             }
         };
-        round.histories.ends(key, *actor, ret);
+        round.histories.ends(key, actor, ret);
         Ok(())
     }
 }
