@@ -81,6 +81,7 @@ impl App {
         let space = local.blobs().space().await?;
         let limits = StoreLimits {
             reserve: space.map_or(0, |space| config.reserve.bytes(space.total)),
+            compact_after_millis: u64::try_from(config.compact_after.as_millis()).unwrap_or(u64::MAX),
             ..StoreLimits::default()
         };
         let store = local

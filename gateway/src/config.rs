@@ -61,6 +61,10 @@ pub(crate) struct Settings {
     #[arg(long, env = "LITHOS_SCRUB_DAYS", value_name = "N")]
     pub(crate) scrub_days: Option<u32>,
 
+    /// How long after its deletion an image is looked at for parts that others still need, to free the rest [default: 10m]
+    #[arg(long, env = "LITHOS_COMPACT_AFTER", value_name = "DURATION")]
+    pub(crate) compact_after: Option<Span>,
+
     /// Connections at a time of the transfer address [default: 4096, or what the limit of open files has room for]
     #[arg(long, env = "LITHOS_CONNECTIONS_MAX", value_name = "N")]
     pub(crate) connections_max: Option<usize>,
@@ -102,6 +106,7 @@ pub(crate) struct Config {
     pub(crate) workers: usize,
     pub(crate) reserve: Reserve,
     pub(crate) scrub_days: u32,
+    pub(crate) compact_after: Duration,
     pub(crate) bounds: Bounds,
     /// Whether the data folder is only read.
     pub(crate) read_only: bool,
@@ -160,6 +165,9 @@ pub(crate) struct ImportConfig {
     /// Certificate authorities beside those of the system, as PEM.
     pub(crate) ca_pem: Option<Vec<u8>>,
 }
+
+/// Most images are gone for good by then.
+pub(crate) const COMPACT_AFTER: Duration = Duration::from_mins(10);
 
 /// How much of the disk new data leaves free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -258,6 +266,7 @@ impl Settings {
             workers: self.workers.or(file.workers),
             reserve: self.reserve.or(file.reserve),
             scrub_days: self.scrub_days.or(file.scrub_days),
+            compact_after: self.compact_after.or(file.compact_after),
             connections_max: self.connections_max.or(file.connections_max),
             admin_connections_max: self.admin_connections_max.or(file.admin_connections_max),
             requests_max: self.requests_max.or(file.requests_max),
@@ -305,6 +314,7 @@ impl Settings {
             workers,
             reserve: self.reserve.unwrap_or(Reserve::Percent(2)),
             scrub_days: self.scrub_days.unwrap_or(30),
+            compact_after: self.compact_after.map_or(COMPACT_AFTER, |span| span.0),
             bounds,
             read_only: self.read_only,
             root_keys,

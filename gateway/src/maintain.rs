@@ -14,6 +14,8 @@ use crate::{
 
 /// How often each kind of work is looked for without having been announced.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often it is asked whether there is something to compact: one look at the index, at most and at least.
+const COMPACT_LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 /// How often it is asked whether a scrub is due.
 const SCRUB_LOOK_EVERY: Duration = Duration::from_mins(10);
 /// How long work that failed is left alone.
@@ -73,7 +75,8 @@ async fn compact(app: SharedApp) -> lithos_storage::Result<()> {
         tracing::debug!(?step, "compacted");
         app.pace.step(step.bytes).await;
     }
-    tokio::time::sleep(LOOK_EVERY).await;
+    let [least, most] = COMPACT_LOOKS;
+    tokio::time::sleep(app.config.compact_after.clamp(least, most)).await;
     Ok(())
 }
 

@@ -301,6 +301,9 @@ pub(super) async fn clear(client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// Asks for compression at rest.
+const COMPRESSED: &str = "<Tagging><TagSet><Tag><Key>compression</Key><Value>zstd:1</Value></Tag></TagSet></Tagging>";
+
 /// Makes the bucket; whether it was there before is told.
 pub(super) async fn make_bucket(client: &Client) -> Result<bool> {
     let answer = client.ask(Request::new("PUT", format!("/{BUCKET}"))).await?;
@@ -309,5 +312,11 @@ pub(super) async fn make_bucket(client: &Client) -> Result<bool> {
         "no bucket can be made: {}",
         answer.text()
     );
-    Ok(answer.status == 409)
+    let was_there = answer.status == 409;
+    if !was_there {
+        let tagging = Request::new("PUT", format!("/{BUCKET}")).query("tagging", "");
+        // In a round of failing calls it may fail too; the load is as good without.
+        let _ = client.ask(tagging.body(COMPRESSED)).await;
+    }
+    Ok(was_there)
 }

@@ -180,6 +180,13 @@ impl Worker {
         if let Some(hole) = bytes.get_mut(len / 3..len / 2) {
             hole.fill(0);
         }
+        // Some of it can be compressed, which the server does in the background.
+        if let Some(plain) = bytes.get_mut(len / 2..) {
+            for run in plain.chunks_mut(16) {
+                let first = run.first().copied().unwrap_or_default();
+                run.fill(first);
+            }
+        }
         bytes.into()
     }
 

@@ -40,6 +40,8 @@ const FAULT_LEN: u64 = 4;
 const PATIENCE: Duration = Duration::from_secs(40);
 /// What a process ends with whose power was cut.
 const STATUS_CUT: i32 = 137;
+/// What the server does in the background it does at once, so that it is cut off as well.
+const BACKGROUND: [&str; 4] = ["--compact-after", "300ms", "--background-rate", "1GiB"];
 
 /// Rounds on one data folder.
 #[derive(Debug)]
@@ -60,7 +62,10 @@ impl Epoch {
             .map(|number| Worker::new(number, dice.below(u64::MAX)))
             .collect();
         let mut epoch = Self {
-            server: Server::prepare(ServerOptions::default())?,
+            server: Server::prepare(ServerOptions {
+                arguments: BACKGROUND.map(str::to_owned).to_vec(),
+                ..ServerOptions::default()
+            })?,
             workers,
             shared: BTreeMap::new(),
             has_bucket: false,

@@ -162,7 +162,7 @@ pub(crate) enum JobError {
     /// Another attempt may succeed.
     #[error("{0}")]
     Retry(String),
-    /// As [`JobError::Retry`], however often: the other side is only away.
+    /// As [`JobError::Retry`], however often: the other side is only away, or the disk full.
     #[error("{0}")]
     Unreachable(String),
 }
@@ -173,11 +173,12 @@ impl From<lithos_storage::Error> for JobError {
         let text = chain(&error);
         match error.kind() {
             Kind::Io
-            | Kind::StorageFull
             | Kind::Contended
             | Kind::OutcomeUnknown
             | Kind::BodyFailed
             | Kind::IncompleteBody => Self::Retry(text),
+            // It waits for space, or for the disk to take writes again.
+            Kind::StorageFull | Kind::ReadOnly => Self::Unreachable(text),
             _ => Self::Failed(text),
         }
     }

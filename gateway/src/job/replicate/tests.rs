@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     app::{App, SharedApp},
     client::parse_server,
-    config::{Bounds, Config, ImportConfig, Reserve, RootKeys},
+    config::{Bounds, COMPACT_AFTER, Config, ImportConfig, Reserve, RootKeys},
     s3,
     zone::{REPLICA, registry::NewPeer, status},
 };
@@ -59,6 +59,7 @@ impl Site {
             bounds: Bounds::default(),
             reserve: Reserve::Bytes(0),
             scrub_days: 0,
+            compact_after: COMPACT_AFTER,
             read_only: false,
             root_keys: Some(root_keys(zone)),
         })
