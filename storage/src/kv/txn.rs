@@ -216,7 +216,7 @@ impl Txn {
     ///
     /// Where the limit is reached a retry would meet it again for ever, so the body looks before it requires:
     ///
-    /// ```ignore
+    /// ```text
     /// txn.add(usage, len)?;
     /// if txn.counter(usage).await? > max {
     ///     return Err(over_the_limit());
