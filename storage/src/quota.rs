@@ -105,20 +105,21 @@ impl Store {
     ///
     /// [`ErrorKind::Corrupt`] if a record is damaged; [`ErrorKind::Io`] if the index fails.
     pub async fn recount(&self) -> Result<()> {
-        recount(&self.core.kv).await.map(|_| ())
+        recount(&self.core.kv, true).await.map(|_| ())
     }
 }
 
 /// Counts the usage of everything anew, from the objects and parts: for an index that was written before there were
 /// counters. Nothing else may write meanwhile. A crash in between leaves counters that are too low; counting again
-/// from the start mends them. Gives how many counted usages there are.
+/// from the start mends them. Gives how many users there are. Without
+/// `write`, that is all it does.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Corrupt`] if a record is damaged; [`ErrorKind::Io`] if the index fails.
-pub(crate) async fn recount(kv: &Arc<dyn Kv>) -> Result<u64> {
+pub(crate) async fn recount(kv: &Arc<dyn Kv>, write: bool) -> Result<u64> {
     let mut old = Rows::of(Keys::all_usage());
-    while let Some(page) = old.next_of(kv).await? {
+    while write && let Some(page) = old.next_of(kv).await? {
         transact!(kv, |txn| {
             for (key, _) in &page {
                 txn.delete(key.clone())?;
@@ -131,8 +132,10 @@ pub(crate) async fn recount(kv: &Arc<dyn Kv>) -> Result<u64> {
     while let Some(page) = buckets.next_of(kv).await? {
         for (_, bucket) in page {
             let bucket: BucketRecord = decode(&bucket)?;
-            let usage = count_bucket(kv, bucket.id).await?;
-            count_for(kv, &[(Owner::Bucket(bucket.id), usage)]).await?;
+            let usage = count_bucket(kv, bucket.id, write).await?;
+            if write {
+                count_for(kv, &[(Owner::Bucket(bucket.id), usage)]).await?;
+            }
             let user = users.entry(bucket.owner).or_default();
             user.bytes = user.bytes.saturating_add(usage.bytes);
             user.objects = user.objects.saturating_add(usage.objects);
@@ -140,13 +143,15 @@ pub(crate) async fn recount(kv: &Arc<dyn Kv>) -> Result<u64> {
     }
     let users: Vec<_> = users.iter().map(|(name, usage)| (Owner::User(name), *usage)).collect();
     for batch in users.chunks(RECOUNT_BATCH) {
-        count_for(kv, batch).await?;
+        if write {
+            count_for(kv, batch).await?;
+        }
     }
     Ok(users.len() as u64)
 }
 
 /// What a bucket holds, by its rows. Counts its uploads on the way.
-async fn count_bucket(kv: &Arc<dyn Kv>, bucket: BucketId) -> Result<Usage> {
+async fn count_bucket(kv: &Arc<dyn Kv>, bucket: BucketId, write: bool) -> Result<Usage> {
     let mut usage = Usage::default();
     let mut objects = Rows::of(Keys::objects(bucket, b""));
     while let Some(page) = objects.next_of(kv).await? {
@@ -160,14 +165,14 @@ async fn count_bucket(kv: &Arc<dyn Kv>, bucket: BucketId) -> Result<Usage> {
     while let Some(page) = uploads.next_of(kv).await? {
         for (row, _) in page {
             let (_, upload) = upload_key_parts(&row)?;
-            let bytes = count_upload(kv, upload).await?;
+            let bytes = count_upload(kv, upload, write).await?;
             usage.bytes = usage.bytes.saturating_add(bytes);
         }
     }
     Ok(usage)
 }
 
-async fn count_upload(kv: &Arc<dyn Kv>, upload: LayoutId) -> Result<u64> {
+async fn count_upload(kv: &Arc<dyn Kv>, upload: LayoutId, write: bool) -> Result<u64> {
     let mut bytes = 0_u64;
     let mut parts = Rows::of(Keys::parts(upload));
     while let Some(page) = parts.next_of(kv).await? {
@@ -176,7 +181,9 @@ async fn count_upload(kv: &Arc<dyn Kv>, upload: LayoutId) -> Result<u64> {
             bytes = bytes.saturating_add(part.layout.size());
         }
     }
-    transact!(kv, |txn| { txn.add(Keys::upload_usage(upload), signed(bytes)) });
+    if write {
+        transact!(kv, |txn| { txn.add(Keys::upload_usage(upload), signed(bytes)) });
+    }
     Ok(bytes)
 }
 

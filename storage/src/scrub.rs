@@ -188,7 +188,7 @@ impl Scrub {
         };
         drop(txn);
         let id = Keys::parse_blob(&key)?;
-        let opened = self.store.core.blobs_unwatched.open(id).await;
+        let opened = self.open(id).await;
         let mut step = ScrubStep::default();
         match opened {
             Ok(blob) => {
@@ -207,6 +207,19 @@ impl Scrub {
         }
         self.rows.start = [&key[..], &[0]].concat().into();
         Ok(Some(step))
+    }
+
+    /// Opens a blob by its name: one that somebody has open can be read after its file is gone.
+    async fn open(&self, id: BlobId) -> Result<Arc<dyn Blob>> {
+        let blobs = &self.store.core.blobs_unwatched;
+        if !blobs.exists(id).await? {
+            return Err(Error::damaged(Damage {
+                blob: id,
+                offset: None,
+                reason: "it is missing".to_owned(),
+            }));
+        }
+        blobs.open(id).await
     }
 
     /// Writes damage down, unless the blob is gone, or going, by now: then it was none.

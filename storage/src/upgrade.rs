@@ -46,10 +46,8 @@ static STEPS: &[Step] = &[
 
 /// Since format 2, what buckets and users hold is counted.
 async fn usage(work: &mut Work<'_>) -> Result<()> {
-    if !work.options.dry_run {
-        let users = recount(work.kv).await?;
-        work.step(users, users);
-    }
+    let users = recount(work.kv, !work.options.dry_run).await?;
+    work.step(users, users);
     Ok(())
 }
 

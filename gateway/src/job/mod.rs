@@ -172,11 +172,9 @@ impl From<lithos_storage::Error> for JobError {
         use lithos_storage::ErrorKind as Kind;
         let text = chain(&error);
         match error.kind() {
-            Kind::Io
-            | Kind::Contended
-            | Kind::OutcomeUnknown
-            | Kind::BodyFailed
-            | Kind::IncompleteBody => Self::Retry(text),
+            Kind::Io | Kind::Contended | Kind::OutcomeUnknown | Kind::BodyFailed | Kind::IncompleteBody => {
+                Self::Retry(text)
+            }
             // It waits for space, or for the disk to take writes again.
             Kind::StorageFull | Kind::ReadOnly => Self::Unreachable(text),
             _ => Self::Failed(text),

@@ -410,7 +410,8 @@ async fn layouts_and_their_holders_are_held_against_each_other() {
 
     let world = World::busy().await;
     world.write(world.object_key("blob").await, None).await;
-    assert_eq!(world.kinds().await, [FindingKind::UnheldLayout]);
+    let kinds = world.kinds().await;
+    assert_eq!(kinds, [FindingKind::UnheldLayout, FindingKind::WrongUsage]);
 
     let world = World::busy().await;
     world
@@ -446,7 +447,14 @@ async fn buckets_and_uploads_are_required() {
     let (upload, _) = world.rows(b'U').await.into_iter().next().unwrap();
     world.write(upload, None).await;
     let kinds = world.kinds().await;
-    assert_eq!(kinds, [FindingKind::ForgottenPart, FindingKind::UnheldLayout]);
+    assert_eq!(
+        kinds,
+        [
+            FindingKind::ForgottenPart,
+            FindingKind::UnheldLayout,
+            FindingKind::WrongUsage
+        ]
+    );
 }
 
 #[tokio::test]
