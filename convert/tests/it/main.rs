@@ -7,3 +7,4 @@ mod property;
 mod qcow2_source;
 mod raw_source;
 mod support;
+mod vhd_source;

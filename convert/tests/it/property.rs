@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lithos_convert::{Guest, ReadAt, Target, inspect, open, plan};
+use lithos_convert::{Format, Guest, ReadAt, Target, inspect, open, plan};
 use proptest::prelude::*;
 
 use crate::support::{Sparse, build, noise};
@@ -83,11 +83,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_raw_disk_survives_being_qcow2(bytes in disks(), grain in prop::sample::select(vec![512_usize, 4096, 65536, 100_000])) {
+    fn any_raw_disk_survives_being_another_format(
+        bytes in disks(),
+        grain in prop::sample::select(vec![512_usize, 4096, 65536, 100_000]),
+        target in prop::sample::select(&Target::ALL[..]),
+    ) {
         let source: Arc<dyn ReadAt> = Arc::new(Sparse { bytes: bytes.clone(), grain });
-        let plan = plan(open(Arc::clone(&source)).unwrap().into(), &Target::QCOW2).unwrap();
+        let plan = plan(open(Arc::clone(&source)).unwrap().into(), &target).unwrap();
         let mut disk = read_back(build(&plan, &*source).unwrap());
-        prop_assert_eq!(disk.len(), bytes.len().next_multiple_of(512));
+        let expected = match target.format() {
+            Format::Raw => bytes.len(),
+            Format::Vhd => bytes.len().max(1).next_multiple_of(512),
+            _ => bytes.len().next_multiple_of(512),
+        };
+        prop_assert_eq!(disk.len(), expected);
         disk.truncate(bytes.len());
         prop_assert!(disk == bytes);
     }
