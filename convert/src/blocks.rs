@@ -34,6 +34,11 @@ pub(crate) trait Blocks: Send + Sync {
     /// The size of the guest's disk in bytes.
     fn virtual_size(&self) -> u64;
 
+    /// The size of the image file in bytes.
+    fn file_size(&self) -> u64 {
+        self.source().size()
+    }
+
     /// The size of every block in bytes.
     fn block_size(&self) -> NonZeroU64;
 
@@ -82,7 +87,7 @@ impl<B: Blocks> Image for BlockImage<B> {
     }
 
     fn file_size(&self) -> u64 {
-        self.0.source().size()
+        self.0.file_size()
     }
 
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
@@ -218,6 +223,12 @@ pub(crate) fn bytes_or_zeros(bytes: Vec<u8>) -> Option<Segment> {
     }
 }
 
+/// `len` bytes of a file of which the start is `bytes`: those, and zeros.
+pub(crate) fn padded(bytes: Vec<u8>, len: u64) -> impl Iterator<Item = Segment> + Send {
+    let padding = zeros(len.saturating_sub(bytes.len() as u64));
+    bytes_or_zeros(bytes).into_iter().chain(padding)
+}
+
 /// The occupied blocks one after another: pieces of the image with zeros between them where they share a block.
 #[derive(Debug)]
 pub(crate) struct DataBlocks {
@@ -311,5 +322,61 @@ impl Iterator for DataBlocks {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.step().transpose()
+    }
+}
+
+/// A bit for each of the equal parts that a file is cut into: which of them are taken.
+#[derive(Debug)]
+pub(crate) struct Bitmap {
+    words: Vec<u64>,
+}
+
+impl Bitmap {
+    /// Parts 0 to `last`, none of them taken.
+    pub(crate) fn new(last: u64) -> Self {
+        let words = usize::try_from(last / 64).unwrap_or(usize::MAX).saturating_add(1);
+        Self { words: vec![0; words] }
+    }
+
+    /// Takes a part, and says whether it was there to be taken.
+    pub(crate) fn set(&mut self, part: u64) -> bool {
+        let bit = 1_u64.rotate_left(u32::try_from(part % 64).unwrap_or_default());
+        let word = usize::try_from(part / 64)
+            .ok()
+            .and_then(|index| self.words.get_mut(index));
+        let Some(word) = word else { return false };
+        let free = *word & bit == 0;
+        *word |= bit;
+        free
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_file_are_taken_once() {
+        let mut bitmap = Bitmap::new(64);
+        for part in [0, 1, 63, 64] {
+            assert!(bitmap.set(part), "{part}");
+            assert!(!bitmap.set(part), "{part} again");
+        }
+        assert!(!bitmap.set(1 << 40), "beyond the end");
+    }
+
+    #[test]
+    fn tables_are_cut_into_pages_and_zero_pages_are_zeros() {
+        let entry = |index: u64| {
+            Ok(u32::try_from(if (16384..32768).contains(&index) { 0 } else { index })
+                .unwrap()
+                .to_le_bytes())
+        };
+        let segments: Vec<_> = table(32_770, entry).map(Result::unwrap).collect();
+        let lens: Vec<u64> = segments.iter().map(Segment::len).collect();
+        assert_eq!(lens, [65536, 65536, 8]);
+        assert_eq!(segments[1], Segment::Zeros { len: 65536 });
+        assert!(matches!(&segments[2], Segment::Bytes(bytes) if bytes[..4] == 32768_u32.to_le_bytes()));
+        assert_eq!(table(0, |_| Ok([0; 8])).count(), 0);
     }
 }

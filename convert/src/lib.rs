@@ -16,7 +16,7 @@
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
-//! | `qcow2`, `raw`, `vhd` | one module a format: a reader and a planner |
+//! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx` | one module a format: a reader and a planner |
 //! | `blocks`, `pages` | what formats of equal blocks have in common, and tables read by pages |
 //! | `safety` | the checks that every format shares |
 //!
@@ -61,7 +61,9 @@ mod raw;
 mod safety;
 mod signature;
 mod target;
+mod vdi;
 mod vhd;
+mod vhdx;
 
 pub use compression::{Codec, decode};
 pub use error::{Error, ErrorKind};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use crate::{Codec, Error, Format, ReadAt, RunKind, probe, qcow2, raw, safety, vhd};
+use crate::{Codec, Error, Format, ReadAt, RunKind, probe, qcow2, raw, safety, vdi, vhd, vhdx};
 
 /// An open image: a map from the guest's disk to the bytes of the image file.
 ///
@@ -107,7 +107,9 @@ pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + '
         Format::Raw => Ok(Box::new(raw::Raw::open(source)?)),
         Format::Qcow2 => Ok(Box::new(qcow2::Reader::open(source)?)),
         Format::Vhd => vhd::open(source),
-        format @ (Format::Qcow | Format::Qed | Format::Vmdk | Format::Vhdx | Format::Vdi) => {
+        Format::Vhdx => vhdx::open(source),
+        Format::Vdi => vdi::open(source),
+        format @ (Format::Qcow | Format::Qed | Format::Vmdk) => {
             Err(Error::unsupported("images of this format are recognised but cannot be read").with_format(format))
         }
         format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => Err(

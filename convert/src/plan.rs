@@ -5,7 +5,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 
 use crate::map::{Origin, Piece, Pieces};
-use crate::{Codec, Error, Format, Image, Target, qcow2, raw, vhd};
+use crate::{Codec, Error, Format, Image, Target, qcow2, raw, vdi, vhd, vhdx};
 
 /// A stretch of the target file. None is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +82,14 @@ pub(crate) fn zeros(len: u64) -> Option<Segment> {
     (len > 0).then_some(Segment::Zeros { len })
 }
 
+/// The size of a disk where it is counted in sectors of 512 bytes: rounded up to them, and at least one.
+///
+/// An empty disk gets a sector because most formats, or QEMU, know none without: a fixed VHD would begin with its footer and be
+/// taken for a dynamic one.
+pub(crate) fn sectored(image: &dyn Image) -> u64 {
+    image.virtual_size().max(1).next_multiple_of(512)
+}
+
 /// What the guest's disk is made of, in bytes of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -155,7 +163,7 @@ pub struct Plan {
 /// Plans the making of `target` from `image`.
 ///
 /// Walks over the map of the whole image once. Making raw from an image gives exactly its virtual size; the other formats
-/// round that up to whole sectors of 512 bytes.
+/// round that up to whole sectors of 512 bytes, and all but qcow2 give an empty disk one sector.
 ///
 /// # Errors
 ///
@@ -167,6 +175,10 @@ pub fn plan(image: Arc<dyn Image>, target: &Target) -> Result<Plan, Error> {
         (Format::Qcow2, _) => shaped(qcow2::planner::plan(&*image)),
         (Format::Vhd, false) => shaped(vhd::planner::dynamic(&*image)),
         (Format::Vhd, true) => shaped(vhd::planner::fixed(&*image)),
+        (Format::Vhdx, false) => shaped(vhdx::planner::dynamic(&*image)),
+        (Format::Vhdx, true) => shaped(vhdx::planner::fixed(&*image)),
+        (Format::Vdi, false) => shaped(vdi::planner::dynamic(&*image)),
+        (Format::Vdi, true) => shaped(vdi::planner::fixed(&*image)),
         (other, _) => Err(Error::unsupported("images of this format cannot be made").with_format(other)),
     }?;
     Ok(Plan { image, totals, shape })

@@ -24,8 +24,25 @@ impl Target {
     pub const VHD: Self = Self::plain(Format::Vhd);
     /// Fixed VHD: the bytes of the disk and a footer.
     pub const VHD_FIXED: Self = Self::fixed(Format::Vhd);
+    /// Dynamic VHDX with blocks of 2 MiB or, for disks of more than 512 GiB, larger ones.
+    pub const VHDX: Self = Self::plain(Format::Vhdx);
+    /// Fixed VHDX.
+    pub const VHDX_FIXED: Self = Self::fixed(Format::Vhdx);
+    /// Dynamic VDI with blocks of 1 MiB.
+    pub const VDI: Self = Self::plain(Format::Vdi);
+    /// Fixed VDI.
+    pub const VDI_FIXED: Self = Self::fixed(Format::Vdi);
     /// Every target there is.
-    pub const ALL: [Self; 4] = [Self::QCOW2, Self::RAW, Self::VHD, Self::VHD_FIXED];
+    pub const ALL: [Self; 8] = [
+        Self::QCOW2,
+        Self::RAW,
+        Self::VHD,
+        Self::VHD_FIXED,
+        Self::VHDX,
+        Self::VHDX_FIXED,
+        Self::VDI,
+        Self::VDI_FIXED,
+    ];
 
     const fn plain(format: Format) -> Self {
         Self { format, fixed: false }

@@ -1,8 +1,7 @@
 //! A fixed or dynamic VHD file around the data of any image.
 //!
 //! The disk is rounded up to whole sectors and its size is what the footer says, not what a geometry comes to: as QEMU does
-//! with `force_size=on`, and as Hyper-V and Azure expect. An empty disk gets one sector: in a fixed file without any, the footer
-//! would be at the start and mean a dynamic disk.
+//! with `force_size=on`, and as Hyper-V and Azure expect.
 //!
 //! ```text
 //! fixed     the disk │ footer
@@ -19,7 +18,7 @@ use super::header::{DynamicHeader, HEADER_LEN};
 use super::reader::ABSENT;
 use super::{SECTOR_SIZE, virtual_size};
 use crate::blocks::{Census, DataBlocks, Ordinals, table};
-use crate::plan::{Segment, SegmentIter, Shape, Totals, zeros};
+use crate::plan::{Segment, SegmentIter, Shape, Totals, sectored, zeros};
 use crate::{Error, Format, Image, raw};
 
 /// 2 MiB, as everybody makes it.
@@ -56,8 +55,7 @@ pub(crate) fn fixed(image: &dyn Image) -> Result<(Totals, Fixed), Error> {
 }
 
 fn rounded_size(image: &dyn Image) -> Result<u64, Error> {
-    let rounded = image.virtual_size().max(1).next_multiple_of(SECTOR_SIZE);
-    virtual_size(rounded).map_err(|error| error.with_format(Format::Vhd))
+    virtual_size(sectored(image)).map_err(|error| error.with_format(Format::Vhd))
 }
 
 /// A file that is the disk and a footer.

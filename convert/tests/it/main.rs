@@ -7,4 +7,6 @@ mod property;
 mod qcow2_source;
 mod raw_source;
 mod support;
+mod vdi_source;
 mod vhd_source;
+mod vhdx_source;

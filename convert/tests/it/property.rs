@@ -93,8 +93,8 @@ proptest! {
         let mut disk = read_back(build(&plan, &*source).unwrap());
         let expected = match target.format() {
             Format::Raw => bytes.len(),
-            Format::Vhd => bytes.len().max(1).next_multiple_of(512),
-            _ => bytes.len().next_multiple_of(512),
+            Format::Qcow2 => bytes.len().next_multiple_of(512),
+            _ => bytes.len().max(1).next_multiple_of(512),
         };
         prop_assert_eq!(disk.len(), expected);
         disk.truncate(bytes.len());
