@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::map::{Mapping, Origin, Piece, Pieces};
 use crate::pages::{PAGE_LEN, entry_len};
 use crate::plan::{Segment, Totals, zeros};
-use crate::{Error, Format, Image, ReadAt};
+use crate::{Codec, Error, Format, Image, ReadAt};
 
 /// What the table says about a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(crate) enum Block {
     Zero { count: u64 },
     /// Is in the file from this offset, which has been checked.
     Data { offset: u64 },
+    /// Is compressed in `len` bytes from this offset. The last block may decode to less, up to the end of the disk.
+    Compressed { offset: u64, len: u64, codec: Codec },
 }
 
 /// A disk of blocks, as its format has opened it.
@@ -73,6 +75,13 @@ impl<B: Blocks> BlockImage<B> {
                 len: count.saturating_mul(block_size.get()).saturating_sub(within).min(left),
             },
             Block::Data { offset } => Mapping::in_file(self.0.source(), offset.saturating_add(within), rest)?,
+            Block::Compressed { offset, len, codec } => Mapping::Compressed {
+                offset,
+                len,
+                codec,
+                guest_start: guest.saturating_sub(within),
+                guest_len: within.saturating_add(rest),
+            },
         })
     }
 }

@@ -16,7 +16,7 @@
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
-//! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx` | one module a format: a reader and a planner |
+//! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx`, `vmdk` | one module a format: a reader and a planner |
 //! | `blocks`, `pages` | what formats of equal blocks have in common, and tables read by pages |
 //! | `safety` | the checks that every format shares |
 //!
@@ -64,6 +64,7 @@ mod target;
 mod vdi;
 mod vhd;
 mod vhdx;
+mod vmdk;
 
 pub use compression::{Codec, decode};
 pub use error::{Error, ErrorKind};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use crate::{Codec, Error, Format, ReadAt, RunKind, probe, qcow2, raw, safety, vdi, vhd, vhdx};
+use crate::{Codec, Error, Format, ReadAt, RunKind, probe, qcow2, raw, safety, vdi, vhd, vhdx, vmdk};
 
 /// An open image: a map from the guest's disk to the bytes of the image file.
 ///
@@ -106,10 +106,11 @@ pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + '
     match probe(&source)?.format {
         Format::Raw => Ok(Box::new(raw::Raw::open(source)?)),
         Format::Qcow2 => Ok(Box::new(qcow2::Reader::open(source)?)),
+        Format::Vmdk => vmdk::open(source),
         Format::Vhd => vhd::open(source),
         Format::Vhdx => vhdx::open(source),
         Format::Vdi => vdi::open(source),
-        format @ (Format::Qcow | Format::Qed | Format::Vmdk) => {
+        format @ (Format::Qcow | Format::Qed) => {
             Err(Error::unsupported("images of this format are recognised but cannot be read").with_format(format))
         }
         format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => Err(

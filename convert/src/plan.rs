@@ -5,7 +5,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 
 use crate::map::{Origin, Piece, Pieces};
-use crate::{Codec, Error, Format, Image, Target, qcow2, raw, vdi, vhd, vhdx};
+use crate::{Codec, Error, Format, Image, Target, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// A stretch of the target file. None is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,6 +175,7 @@ pub fn plan(image: Arc<dyn Image>, target: &Target) -> Result<Plan, Error> {
         (Format::Qcow2, _) => shaped(qcow2::planner::plan(&*image)),
         (Format::Vhd, false) => shaped(vhd::planner::dynamic(&*image)),
         (Format::Vhd, true) => shaped(vhd::planner::fixed(&*image)),
+        (Format::Vmdk, _) => shaped(vmdk::planner::plan(&*image)),
         (Format::Vhdx, false) => shaped(vhdx::planner::dynamic(&*image)),
         (Format::Vhdx, true) => shaped(vhdx::planner::fixed(&*image)),
         (Format::Vdi, false) => shaped(vdi::planner::dynamic(&*image)),

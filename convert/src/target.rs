@@ -20,6 +20,8 @@ impl Target {
     pub const QCOW2: Self = Self::plain(Format::Qcow2);
     /// The bytes of the disk.
     pub const RAW: Self = Self::plain(Format::Raw);
+    /// VMDK of one sparse file (monolithicSparse), nothing compressed.
+    pub const VMDK: Self = Self::plain(Format::Vmdk);
     /// Dynamic VHD with blocks of 2 MiB.
     pub const VHD: Self = Self::plain(Format::Vhd);
     /// Fixed VHD: the bytes of the disk and a footer.
@@ -33,9 +35,10 @@ impl Target {
     /// Fixed VDI.
     pub const VDI_FIXED: Self = Self::fixed(Format::Vdi);
     /// Every target there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::QCOW2,
         Self::RAW,
+        Self::VMDK,
         Self::VHD,
         Self::VHD_FIXED,
         Self::VHDX,
@@ -133,6 +136,8 @@ mod tests {
             ("qcow2:", "variant of a target format"),
             ("qcow2:fixed", "variant of a target format"),
             ("vhd:dynamic", "variant of a target format"),
+            ("vmdk:stream", "variant of a target format"),
+            ("vmdk:fixed", "variant of a target format"),
             ("qed", "target format"),
             ("qed:fixed", "target format"),
             ("QCOW2", "target format"),

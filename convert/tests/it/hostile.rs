@@ -446,11 +446,7 @@ fn many_l1_entries_for_few_tables_are_refused() -> Result<()> {
 #[test]
 fn refused_formats_are_named() -> Result<()> {
     let bench = Bench::new()?;
-    for (format, options, name) in [
-        ("vmdk", "subformat=monolithicSparse", "vmdk"),
-        ("vmdk", "subformat=monolithicFlat", "vmdk"),
-        ("qed", "table_size=4", "qed"),
-    ] {
+    for (format, options, name) in [("qed", "table_size=4", "qed"), ("qcow", "encryption=off", "qcow")] {
         bench.qemu_img(&["create", "-f", format, "-o", options, "disk", "1M"])?;
         let error = open(source(&bench.path("disk"))?).expect_err(format);
         let expected = format!("{name}: not supported: images of this format are recognised but cannot be read");

@@ -10,3 +10,4 @@ mod support;
 mod vdi_source;
 mod vhd_source;
 mod vhdx_source;
+mod vmdk_source;
