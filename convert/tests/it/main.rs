@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
 mod hostile;
+mod matrix;
 mod property;
 mod qcow2_source;
 mod raw_source;

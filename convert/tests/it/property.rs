@@ -74,7 +74,11 @@ fn make_seeds() -> anyhow::Result<Vec<Seed>> {
         "compat=0.10,cluster_size=1024",
     ] {
         for flag in ["-c", "-q"] {
-            seeds.push((make("qcow2", flag, options)?, vec![0..112, 112..8192], unmended as fn(&mut [u8])));
+            seeds.push((
+                make("qcow2", flag, options)?,
+                vec![0..112, 112..8192],
+                unmended as fn(&mut [u8]),
+            ));
         }
     }
     let options = "subformat=dynamic,force_size=on";
