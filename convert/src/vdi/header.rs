@@ -86,7 +86,7 @@ impl Header {
             nom::Err::Error(error) if error.code == nom::error::ErrorKind::Tag => {
                 Error::new(ErrorKind::NotThisFormat, "the signature is missing").at(field::SIGNATURE)
             }
-            _ => Error::corrupt("the file ends inside of the header"),
+            _ => Error::corrupt("the file ends inside of the header").at(bytes.len() as u64),
         })?;
         Ok(header)
     }

@@ -10,6 +10,9 @@
 //! The bitmap before a block says which of its sectors were ever written. In a dynamic disk the others are zeros in the block,
 //! too, so that the bitmap says nothing new; it is not read, as QEMU does not read it, and written as all ones.
 //!
+//! Differs: QEMU does not look at the footer at the end of a dynamic disk; here it has to be like its copy, if it is there. Nor
+//! does QEMU refuse blocks that overlap.
+//!
 //! Format: Microsoft, "Virtual Hard Disk Image Format Specification", version 1.0.
 
 pub(crate) mod footer;

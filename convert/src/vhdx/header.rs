@@ -83,7 +83,7 @@ impl Header {
                 }
             },
         };
-        header.check().map_err(|error| error.shifted(offset))?;
+        header.check(source.size()).map_err(|error| error.shifted(offset))?;
         Ok(header)
     }
 
@@ -109,7 +109,8 @@ impl Header {
         Ok(header)
     }
 
-    fn check(&self) -> Result<(), Error> {
+    /// Holds the log against the file. Places in errors count from the start of the header.
+    fn check(&self, file_size: u64) -> Result<(), Error> {
         if self.log_version != LOG_VERSION {
             let reason = format!("log version {}, only {LOG_VERSION} is known", self.log_version);
             return Err(Error::unsupported(reason).at(field::LOG_VERSION));
@@ -120,6 +121,7 @@ impl Header {
             return Err(Error::corrupt(reason).at(field::LOG_LENGTH));
         }
         log.aligned(MIB_SIZE)
+            .and_then(|log| log.inside(file_size))
             .and_then(|log| log.keeps_off(&[HEADER_SECTION]))
             .map_err(|error| error.at(field::LOG_OFFSET))?;
         Ok(())
@@ -178,7 +180,7 @@ mod tests {
 
     /// A file with two headers, each as it is or broken.
     fn file(first: Option<&Header>, second: Option<&Header>) -> Vec<u8> {
-        let mut bytes = vec![0; 1 << 20];
+        let mut bytes = vec![0; 2 << 20];
         for (index, header) in [first, second].into_iter().enumerate() {
             let start = (index + 1) << 16;
             if let Some(header) = header {

@@ -61,7 +61,7 @@ struct Patch {
 }
 
 impl<S: ReadAt> Overlay<S> {
-    /// Replays the log that `header` names, if there is anything in it.
+    /// Replays the log that `header` names, which has been checked to be in the file, if there is anything in it.
     pub(super) fn open(file: S, header: &Header) -> Result<Self, Error> {
         let size = file.size();
         let mut overlay = Self {
@@ -75,7 +75,7 @@ impl<S: ReadAt> Overlay<S> {
         let log = header.log();
         let at = |error: Error| error.at(log.offset);
         safety::at_most("the length of a log to be replayed", log.len, LOG_LEN_MAX).map_err(at)?;
-        let ring = Ring::read(&overlay.file, log.inside(size).map_err(at)?, header.log_guid)?;
+        let ring = Ring::read(&overlay.file, log, header.log_guid)?;
         let sequence = ring
             .active()
             .ok_or_else(|| Error::corrupt("the log is in use, but has no valid sequence of entries"))

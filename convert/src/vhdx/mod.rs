@@ -10,6 +10,8 @@
 //! All numbers are little-endian, all regions and blocks start at a multiple of 1 MiB, and headers, region tables and log
 //! entries carry a CRC-32C. A log with entries is replayed in memory. A differencing disk needs its parent and is refused.
 //!
+//! Differs: QEMU reads the first region table only, and opens no image for reading alone whose log is in use.
+//!
 //! Format: Microsoft, MS-VHDX, "Virtual Hard Disk v2 (VHDX) File Format".
 
 mod header;

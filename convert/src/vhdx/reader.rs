@@ -70,7 +70,7 @@ impl<S: ReadAt> Reader<S> {
     fn open(source: S) -> Result<Self, Error> {
         let header = Header::read_current(&source)?;
         let file_size = source.size();
-        let log = header.log().inside(file_size)?;
+        let log = header.log();
         let source = Overlay::open(source, &header)?;
         let regions = Regions::read(&source, &[log], file_size)?;
         let metadata = Metadata::read(&source, regions.metadata)?;

@@ -13,6 +13,8 @@
 //!
 //! The redundant directory is a copy for repairs; it is held to the file, but not read.
 //!
+//! Differs: QEMU ignores lines of the descriptor that it does not know, and opens the files that others name.
+//!
 //! Format: `VMware`, "Virtual Disk Format", technical note, version 5.0.
 
 mod descriptor;

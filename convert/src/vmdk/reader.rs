@@ -54,7 +54,7 @@ impl<S: ReadAt> Reader<S> {
         let region = header.descriptor(file_size)?;
         let descriptor =
             Descriptor::parse(&safety::read_region(&source, region)?).map_err(|error| error.shifted(region.offset))?;
-        check_agreement(&header, &descriptor).map_err(|error| error.at(field::CAPACITY))?;
+        check_agreement(&header, &descriptor)?;
         let header = with_footer(&source, header)?;
         let mut taken = vec![start, region];
         let (directory, redundant) = header.directories(&taken, file_size)?;
@@ -180,14 +180,14 @@ fn check_agreement(header: &Header, descriptor: &Descriptor) -> Result<(), Error
             "the capacity is {} sectors, the extent in the descriptor has {}",
             header.capacity_sectors, descriptor.sectors
         );
-        return Err(Error::corrupt(reason));
+        return Err(Error::corrupt(reason).at(field::CAPACITY));
     }
     if header.is_compressed() != (descriptor.create_type == CreateType::StreamOptimized) {
         let reason = format!(
             "create type {} and flag bit 16 contradict each other",
             descriptor.create_type.name()
         );
-        return Err(Error::corrupt(reason));
+        return Err(Error::corrupt(reason).at(field::FLAGS));
     }
     Ok(())
 }

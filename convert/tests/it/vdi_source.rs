@@ -185,7 +185,7 @@ const CASES: &[HostileCase] = &[
         "a cut-off header is noticed",
         |b| b.truncate(300),
         ErrorKind::Corrupt,
-        "the file ends inside of the header",
+        "at byte 300: the file ends inside of the header",
     ),
 ];
 

@@ -155,7 +155,7 @@ const CASES: &[HostileCase] = &[
         "log version is known",
         |b| headers(b, |h| h[64] = 1),
         ErrorKind::Unsupported,
-        "log version 1",
+        ": log version 1",
     ),
     (
         "log length is in MiB",
@@ -179,7 +179,7 @@ const CASES: &[HostileCase] = &[
         "log is in the file",
         |b| headers(b, |h| put_u64(h, 72, 1 << 60)),
         ErrorKind::Corrupt,
-        "log of 1048576 bytes",
+        ": log of 1048576 bytes",
     ),
     (
         "a log in use is bounded",
@@ -457,6 +457,18 @@ const CASES: &[HostileCase] = &[
 fn each_rule_is_held_with_its_reason() -> Result<()> {
     let bench = bench_with("block_size=1M", "3M", &["write -P 1 0 1k", "write -P 2 2M 1k"])?;
     hold_rules(Format::Vhdx, &std::fs::read(bench.path("disk.vhdx"))?, CASES)
+}
+
+#[test]
+fn sectors_of_4096_bytes_are_read() -> Result<()> {
+    let bench = bench_with("block_size=1M", "3M", &["write -P 1 0 1k", "write -P 2 2M 1k"])?;
+    bench.convert("disk.vhdx", "disk.raw", Target::RAW)?;
+    let mut bytes = std::fs::read(bench.path("disk.vhdx"))?;
+    put_u32(&mut bytes, ITEMS + 32, 4096);
+    bench.write("disk.vhdx", &bytes)?;
+    bench.convert("disk.vhdx", "out.raw", Target::RAW)?;
+    ensure!(std::fs::read(bench.path("out.raw"))? == std::fs::read(bench.path("disk.raw"))?);
+    Ok(())
 }
 
 #[test]

@@ -303,7 +303,7 @@ const CASES: &[HostileCase] = &[
         "the descriptor agrees on compression",
         |b| reword(b, "monolithicSparse\"", "streamOptimized\" "),
         ErrorKind::Corrupt,
-        "create type streamOptimized and flag bit 16 contradict each other",
+        "at byte 8: create type streamOptimized and flag bit 16 contradict each other",
     ),
     (
         "create type is known",
@@ -423,7 +423,7 @@ const CASES: &[HostileCase] = &[
         "a cut-off header is noticed",
         |b| b.truncate(70),
         ErrorKind::Corrupt,
-        "the file ends inside of the header",
+        "at byte 70: the file ends inside of the header",
     ),
 ];
 
