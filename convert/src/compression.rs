@@ -14,6 +14,8 @@ use crate::{Error, ErrorKind};
 pub enum Codec {
     /// A raw deflate stream (RFC 1951), which qcow2 calls zlib.
     Deflate,
+    /// A zlib stream (RFC 1950): deflate with a checksum, as VMDK has it.
+    Zlib,
     /// One Zstandard frame (RFC 8878).
     Zstd,
 }
@@ -25,7 +27,7 @@ impl Codec {
     /// at least four bytes for a block of 128 KiB.
     pub(crate) const fn expansion_max(self) -> u64 {
         match self {
-            Self::Deflate => 1032,
+            Self::Deflate | Self::Zlib => 1032,
             Self::Zstd => 32 << 10,
         }
     }
@@ -35,6 +37,7 @@ impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Deflate => "zlib",
+            Self::Zlib => "zlib stream",
             Self::Zstd => "zstd",
         })
     }
@@ -57,7 +60,8 @@ impl Serialize for Codec {
 pub fn decode(codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
     let expected = out.len();
     let filled = match codec {
-        Codec::Deflate => inflate(compressed, out),
+        Codec::Deflate => inflate(compressed, out, false),
+        Codec::Zlib => inflate(compressed, out, true),
         Codec::Zstd => unzstd(compressed, out),
     };
     match filled {
@@ -69,8 +73,9 @@ pub fn decode(codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Err
     }
 }
 
-fn inflate(compressed: &[u8], out: &mut [u8]) -> Result<usize, String> {
-    let mut stream = Decompress::new(false);
+/// Inflates raw deflate, or a zlib stream with its `header` and checksum.
+fn inflate(compressed: &[u8], out: &mut [u8], header: bool) -> Result<usize, String> {
+    let mut stream = Decompress::new(header);
     stream
         .decompress(compressed, out, FlushDecompress::Finish)
         .map_err(|error| error.to_string())?;
@@ -99,6 +104,12 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
     fn cluster() -> Vec<u8> {
         (0..65536_u32).map(|i| u8::try_from(i * i / 7 % 251).unwrap()).collect()
     }
@@ -106,13 +117,14 @@ mod tests {
     fn encoded(codec: Codec, bytes: &[u8]) -> Vec<u8> {
         match codec {
             Codec::Deflate => deflate(bytes),
+            Codec::Zlib => zlib(bytes),
             Codec::Zstd => zstd::bulk::compress(bytes, 3).unwrap(),
         }
     }
 
     #[test]
     fn clusters_decode_with_and_without_rest_of_sector() {
-        for codec in [Codec::Deflate, Codec::Zstd] {
+        for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let mut compressed = encoded(codec, &cluster());
             let mut out = vec![0; 65536];
             decode(codec, &compressed, &mut out).unwrap();
@@ -126,7 +138,7 @@ mod tests {
 
     #[test]
     fn broken_short_and_empty_streams_are_corrupt() {
-        for codec in [Codec::Deflate, Codec::Zstd] {
+        for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let compressed = encoded(codec, &cluster());
             let short = encoded(codec, &cluster()[..65535]);
             let half = compressed.len() / 2;
@@ -142,6 +154,14 @@ mod tests {
                 assert!(error.reason().starts_with(&codec.to_string()), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_zlib_stream_is_held_to_its_checksum() {
+        let mut compressed = zlib(&cluster());
+        let last = compressed.len() - 1;
+        compressed[last] ^= 1;
+        assert!(decode(Codec::Zlib, &compressed, &mut vec![0; 65536]).is_err());
     }
 
     #[test]

@@ -100,9 +100,28 @@ impl Error {
         }
     }
 
+    /// A question about a place that the disk does not have.
+    pub(crate) fn beyond_the_disk() -> Self {
+        Self::io("beyond the end of the disk", io::ErrorKind::InvalidInput.into())
+    }
+
     pub(crate) fn with_format(self, format: Format) -> Self {
         Self {
             format: Some(format),
+            ..self
+        }
+    }
+
+    /// Counts the byte at fault from the start of the file, when it was counted from a structure at `offset`.
+    ///
+    /// A failure to read names its place in the file already.
+    pub(crate) fn shifted(self, offset: u64) -> Self {
+        if self.kind == ErrorKind::Io {
+            return self;
+        }
+        let place = self.offset.unwrap_or_default().saturating_add(offset);
+        Self {
+            offset: Some(place),
             ..self
         }
     }

@@ -21,6 +21,8 @@ pub struct Inspection {
     pub format: Format,
     /// Why it is taken to be that.
     pub evidence: Evidence,
+    /// Which flavour of the format it is, in the words of the format, if there are several and the image could be opened.
+    pub variant: Option<&'static str>,
     /// The size of the image file in bytes.
     pub file_size: u64,
     /// The size of the guest's disk in bytes, if the header could be read.
@@ -97,6 +99,7 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
     let mut inspection = Inspection {
         format,
         evidence,
+        variant: None,
         file_size: source.size(),
         virtual_size: None,
         allocated_size: None,
@@ -138,6 +141,9 @@ fn look_at_header(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<()
 
 fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
     let image = open_any(source)?;
+    inspection.virtual_size = Some(image.virtual_size());
+    inspection.variant = image.variant();
+    inspection.warnings.extend(image.warnings());
     let totals = Totals::of(&*image, |_| ())?;
     inspection.allocated_size = Some(totals.copied.saturating_add(totals.decoded));
     if let Some(qcow2) = &mut inspection.qcow2 {

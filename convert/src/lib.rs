@@ -16,7 +16,8 @@
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
-//! | `qcow2`, `raw` | one module a format: a reader and a planner |
+//! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx`, `vmdk` | one module a format: a reader and a planner |
+//! | `blocks`, `pages` | what formats of equal blocks have in common, and tables read by pages |
 //! | `safety` | the checks that every format shares |
 //!
 //! A new format is a new module, one arm in [`open`] and one in [`plan`](plan()).
@@ -43,13 +44,16 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod blocks;
 mod compression;
 mod error;
 mod format;
 mod guest;
+mod identity;
 mod inspect;
 mod io;
 mod map;
+mod pages;
 mod plan;
 mod probe;
 mod qcow2;
@@ -57,6 +61,10 @@ mod raw;
 mod safety;
 mod signature;
 mod target;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 pub use compression::{Codec, decode};
 pub use error::{Error, ErrorKind};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use crate::{Codec, Error, Format, ReadAt, probe, qcow2, raw};
+use crate::{Codec, Error, Format, ReadAt, RunKind, probe, qcow2, raw, safety, vdi, vhd, vhdx, vmdk};
 
 /// An open image: a map from the guest's disk to the bytes of the image file.
 ///
@@ -29,6 +29,16 @@ pub trait Image: Send + Sync {
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if a table entry is invalid or points outside of the image file, with the
     /// place of the entry.
     fn map(&self, guest: u64) -> Result<Mapping, Error>;
+
+    /// Which flavour of the format it is, in the words of the format, where there are several.
+    fn variant(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What a conversion leaves behind, or what an operator should look at; a clause each.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What the guest reads at some offset. Lengths are in bytes and never zero.
@@ -61,6 +71,24 @@ pub enum Mapping {
     },
 }
 
+impl Mapping {
+    /// What a guest reads of `len` bytes that are at `offset` of the image file, as far as that is of one kind.
+    ///
+    /// What lies in a hole of the file, or beyond its end, is zeros.
+    pub(crate) fn in_file(source: &dyn ReadAt, offset: u64, len: u64) -> Result<Self, Error> {
+        let there = source.size().saturating_sub(offset).min(len);
+        if there == 0 {
+            return Ok(Self::Zero { len });
+        }
+        let run = safety::run_at(source, offset)?;
+        let len = run.len.min(there);
+        Ok(match run.kind {
+            RunKind::Zero => Self::Zero { len },
+            RunKind::Data => Self::Data { offset, len },
+        })
+    }
+}
+
 /// Opens an image for mapping, having found out its format by its content.
 ///
 /// # Errors
@@ -78,7 +106,11 @@ pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + '
     match probe(&source)?.format {
         Format::Raw => Ok(Box::new(raw::Raw::open(source)?)),
         Format::Qcow2 => Ok(Box::new(qcow2::Reader::open(source)?)),
-        format @ (Format::Qcow | Format::Qed | Format::Vmdk | Format::Vhd | Format::Vhdx | Format::Vdi) => {
+        Format::Vmdk => vmdk::open(source),
+        Format::Vhd => vhd::open(source),
+        Format::Vhdx => vhdx::open(source),
+        Format::Vdi => vdi::open(source),
+        format @ (Format::Qcow | Format::Qed) => {
             Err(Error::unsupported("images of this format are recognised but cannot be read").with_format(format))
         }
         format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => Err(
@@ -103,6 +135,14 @@ impl<T: Image + ?Sized> Image for &T {
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
         (**self).map(guest)
     }
+
+    fn variant(&self) -> Option<&'static str> {
+        (**self).variant()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        (**self).warnings()
+    }
 }
 
 impl<T: Image + ?Sized> Image for Arc<T> {
@@ -121,6 +161,14 @@ impl<T: Image + ?Sized> Image for Arc<T> {
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
         (**self).map(guest)
     }
+
+    fn variant(&self) -> Option<&'static str> {
+        (**self).variant()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        (**self).warnings()
+    }
 }
 
 impl<T: Image + ?Sized> Image for Box<T> {
@@ -138,6 +186,14 @@ impl<T: Image + ?Sized> Image for Box<T> {
 
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
         (**self).map(guest)
+    }
+
+    fn variant(&self) -> Option<&'static str> {
+        (**self).variant()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        (**self).warnings()
     }
 }
 
@@ -178,6 +234,39 @@ pub(crate) enum Origin {
 impl Piece {
     pub(crate) fn end(&self) -> u64 {
         self.guest.saturating_add(self.len)
+    }
+
+    /// The part before guest offset `guest`, which is inside, and the part from there if there is one.
+    pub(crate) fn split_at(self, guest: u64) -> (Self, Option<Self>) {
+        let len = guest.saturating_sub(self.guest);
+        if len >= self.len {
+            return (self, None);
+        }
+        let origin = match self.origin {
+            Origin::Zero => Origin::Zero,
+            Origin::Data { offset } => Origin::Data {
+                offset: offset.saturating_add(len),
+            },
+            Origin::Compressed {
+                offset,
+                compressed_len,
+                codec,
+                decoded_len,
+                skip,
+            } => Origin::Compressed {
+                offset,
+                compressed_len,
+                codec,
+                decoded_len,
+                skip: skip.saturating_add(len),
+            },
+        };
+        let rest = Self {
+            guest,
+            len: self.len.saturating_sub(len),
+            origin,
+        };
+        (Self { len, ..self }, Some(rest))
     }
 
     /// Grows by `next`, which follows it on the guest's disk, if both come from the same run.

@@ -5,8 +5,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 
 use crate::map::{Origin, Piece, Pieces};
-use crate::qcow2::planner::{Blueprint, Census};
-use crate::{Codec, Error, Format, Image, Target};
+use crate::{Codec, Error, Format, Image, Target, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// A stretch of the target file. None is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +82,14 @@ pub(crate) fn zeros(len: u64) -> Option<Segment> {
     (len > 0).then_some(Segment::Zeros { len })
 }
 
+/// The size of a disk where it is counted in sectors of 512 bytes: rounded up to them, and at least one.
+///
+/// An empty disk gets a sector because most formats, or QEMU, know none without: a fixed VHD would begin with its footer and be
+/// taken for a dynamic one.
+pub(crate) fn sectored(image: &dyn Image) -> u64 {
+    image.virtual_size().max(1).next_multiple_of(512)
+}
+
 /// What the guest's disk is made of, in bytes of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -129,6 +136,20 @@ impl Totals {
     }
 }
 
+/// Segments as they are made.
+pub(crate) type SegmentIter = Box<dyn Iterator<Item = Result<Segment, Error>> + Send>;
+
+/// Where everything goes in a target file.
+///
+/// It holds what a first walk over the image has found out, in memory that is bounded whatever the image.
+pub(crate) trait Shape: Send + Sync {
+    /// The exact size of the target file in bytes.
+    fn size(&self) -> u64;
+
+    /// The target file from its first byte to its last, from the image that was walked over.
+    fn segments(self: Arc<Self>, image: Arc<dyn Image>) -> SegmentIter;
+}
+
 /// How to make a target file from an image.
 ///
 /// It holds the image's map and the place of each part of the target, no content.
@@ -136,44 +157,42 @@ impl Totals {
 pub struct Plan {
     image: Arc<dyn Image>,
     totals: Totals,
-    shape: Shape,
-}
-
-#[derive(Debug, Clone)]
-enum Shape {
-    Raw,
-    Qcow2(Arc<Blueprint>),
+    shape: Arc<dyn Shape>,
 }
 
 /// Plans the making of `target` from `image`.
 ///
-/// Walks over the map of the whole image once. Making raw from an image gives exactly its virtual size; qcow2 rounds that up
-/// to whole sectors.
+/// Walks over the map of the whole image once. Making raw from an image gives exactly its virtual size; the other formats
+/// round that up to whole sectors of 512 bytes, and all but qcow2 give an empty disk one sector.
 ///
 /// # Errors
 ///
-/// Whatever [`Image::map`] finds wrong, or [`Corrupt`](crate::ErrorKind::Corrupt) if the image refers to more data than its
-/// file can hold.
+/// Whatever [`Image::map`] finds wrong, [`Corrupt`](crate::ErrorKind::Corrupt) if the image refers to more data than its
+/// file can hold, or [`TooLarge`](crate::ErrorKind::TooLarge) if the disk is larger than the target format can be.
 pub fn plan(image: Arc<dyn Image>, target: &Target) -> Result<Plan, Error> {
-    let (totals, shape) = match target.format() {
-        Format::Qcow2 => {
-            let mut census = Census::new(image.virtual_size());
-            let totals = Totals::of(&image, |piece| census.add(piece))?;
-            (totals, Shape::Qcow2(Arc::new(census.finish())))
-        }
-        Format::Raw => (Totals::of(&image, |_| ())?, Shape::Raw),
-        other => return Err(Error::unsupported("images of this format cannot be made").with_format(other)),
-    };
+    let (totals, shape) = match (target.format(), target.is_fixed()) {
+        (Format::Raw, _) => shaped(raw::plan(&*image)),
+        (Format::Qcow2, _) => shaped(qcow2::planner::plan(&*image)),
+        (Format::Vhd, false) => shaped(vhd::planner::dynamic(&*image)),
+        (Format::Vhd, true) => shaped(vhd::planner::fixed(&*image)),
+        (Format::Vmdk, _) => shaped(vmdk::planner::plan(&*image)),
+        (Format::Vhdx, false) => shaped(vhdx::planner::dynamic(&*image)),
+        (Format::Vhdx, true) => shaped(vhdx::planner::fixed(&*image)),
+        (Format::Vdi, false) => shaped(vdi::planner::dynamic(&*image)),
+        (Format::Vdi, true) => shaped(vdi::planner::fixed(&*image)),
+        (other, _) => Err(Error::unsupported("images of this format cannot be made").with_format(other)),
+    }?;
     Ok(Plan { image, totals, shape })
+}
+
+fn shaped<S: Shape + 'static>(planned: Result<(Totals, S), Error>) -> Result<(Totals, Arc<dyn Shape>), Error> {
+    planned.map(|(totals, shape)| (totals, Arc::new(shape) as Arc<dyn Shape>))
 }
 
 impl Plan {
     /// The exact size of the target file in bytes.
     pub fn size(&self) -> u64 {
-        match &self.shape {
-            Shape::Raw => self.image.virtual_size(),
-            Shape::Qcow2(blueprint) => blueprint.size(),
-        }
+        self.shape.size()
     }
 
     /// The size of the guest's disk in bytes.
@@ -190,13 +209,8 @@ impl Plan {
     ///
     /// Segments are made as they are asked for, from a bounded amount of memory. An error ends them.
     pub fn segments(&self) -> Segments {
-        let image = Arc::clone(&self.image);
-        let inner: Box<dyn Iterator<Item = _> + Send> = match &self.shape {
-            Shape::Raw => Box::new(Pieces::new(image).map(|piece| piece.map(|piece| Segment::of(&piece)))),
-            Shape::Qcow2(blueprint) => Box::new(Arc::clone(blueprint).segments(image)),
-        };
         Segments {
-            inner: Some(inner),
+            inner: Some(Arc::clone(&self.shape).segments(Arc::clone(&self.image))),
             left: self.size(),
         }
     }
@@ -213,7 +227,7 @@ impl fmt::Debug for Plan {
 
 /// The segments of a [`Plan`]. They cover the target exactly, or end in an error.
 pub struct Segments {
-    inner: Option<Box<dyn Iterator<Item = Result<Segment, Error>> + Send>>,
+    inner: Option<SegmentIter>,
     left: u64,
 }
 

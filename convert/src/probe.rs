@@ -88,7 +88,10 @@ fn format_of(head: &[u8]) -> Option<Format> {
         (Format::Qed, has(0, b"QED\0")),
         (
             Format::Vmdk,
-            has(0, b"KDMV") || has(0, b"COWD") || has(0, b"# Disk DescriptorFile"),
+            has(0, b"KDMV")
+                || has(0, b"COWD")
+                || has(0, &[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0])
+                || has(0, b"# Disk DescriptorFile"),
         ),
         (Format::Vhd, has(0, b"conectix")),
         (Format::Vhdx, has(0, b"vhdxfile")),
@@ -135,6 +138,7 @@ mod tests {
             (0, b"QED\0", Format::Qed),
             (0, b"KDMV", Format::Vmdk),
             (0, b"COWD", Format::Vmdk),
+            (0, &[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0], Format::Vmdk),
             (0, b"# Disk DescriptorFile\nversion=1\n", Format::Vmdk),
             (0, b"conectix", Format::Vhd),
             (70_000 - 512, b"conectix\0\0\0\x02\0\x01\0\0", Format::Vhd),

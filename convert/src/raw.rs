@@ -2,8 +2,11 @@
 //!
 //! A raw image of any size is accepted as it is; formats that count in sectors round it up.
 
-use crate::map::Mapping;
-use crate::{Error, Format, Image, ReadAt, RunKind, safety};
+use std::sync::Arc;
+
+use crate::map::{Mapping, Pieces};
+use crate::plan::{Segment, SegmentIter, Shape, Totals};
+use crate::{Error, Format, Image, ReadAt, safety};
 
 /// A raw image.
 #[derive(Debug)]
@@ -32,21 +35,45 @@ impl<S: ReadAt> Image for Raw<S> {
     }
 
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
-        let run = safety::run_at(&self.source, guest).map_err(|error| error.with_format(Format::Raw))?;
-        Ok(match run.kind {
-            RunKind::Zero => Mapping::Zero { len: run.len },
-            RunKind::Data => Mapping::Data {
-                offset: guest,
-                len: run.len,
-            },
-        })
+        if guest >= self.source.size() {
+            return Err(Error::beyond_the_disk().with_format(Format::Raw));
+        }
+        let left = self.source.size().saturating_sub(guest);
+        Mapping::in_file(&self.source, guest, left).map_err(|error| error.with_format(Format::Raw))
     }
+}
+
+/// Plans a raw file.
+pub(crate) fn plan(image: &dyn Image) -> Result<(Totals, Disk), Error> {
+    let size = image.virtual_size();
+    Ok((Totals::of(image, |_| ())?, Disk { size }))
+}
+
+/// A file that is the disk.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    size: u64,
+}
+
+impl Shape for Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn segments(self: Arc<Self>, image: Arc<dyn Image>) -> SegmentIter {
+        Box::new(disk(image))
+    }
+}
+
+/// The whole disk as segments.
+pub(crate) fn disk(image: Arc<dyn Image>) -> impl Iterator<Item = Result<Segment, Error>> + Send {
+    Pieces::new(image).map(|piece| piece.map(|piece| Segment::of(&piece)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ErrorKind, Run};
+    use crate::{ErrorKind, Run, RunKind};
     use std::io;
 
     /// A file that is a hole of the given size, or says a nonsensical run.

@@ -26,6 +26,17 @@ pub(crate) fn virtual_size(size: u64) -> Result<u64, Error> {
     ))
 }
 
+/// Refuses a number that is beyond a bound.
+pub(crate) fn at_most(name: &str, number: u64, max: u64) -> Result<u64, Error> {
+    if number <= max {
+        return Ok(number);
+    }
+    Err(Error::new(
+        ErrorKind::TooLarge,
+        format!("{name} {number} is more than {max}"),
+    ))
+}
+
 /// A table or other structure that an image says is somewhere in its file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Region {
@@ -57,6 +68,17 @@ impl Region {
         Err(Error::corrupt(format!(
             "{name} of {len} bytes at {offset} reaches beyond the end of the file at {file_size}"
         )))
+    }
+
+    /// Refuses a region that shares a byte with one of `others`.
+    pub(crate) fn keeps_off(self, others: &[Self]) -> Result<Self, Error> {
+        match others.iter().find(|other| other.overlaps(self)) {
+            None => Ok(self),
+            Some(other) => {
+                let reason = format!("{} at {} overlaps the {}", self.name, self.offset, other.name);
+                Err(Error::corrupt(reason))
+            }
+        }
     }
 
     /// Whether the two share a byte.

@@ -11,19 +11,22 @@
 //!
 //! Format: QEMU qcow2 specification.
 
-use std::ops::Range;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::header::{HEADER_LEN_V3, Header};
 use super::refcount::{REFCOUNT_ORDER, Refcounts};
 use super::table::FLAG_COPIED;
-use crate::map::{Origin, Piece, Pieces};
-use crate::plan::{Segment, zeros};
+use crate::blocks::{DataBlocks, Occupied, Ordinals};
+use crate::map::Piece;
+use crate::plan::{Segment, SegmentIter, Shape, Totals, zeros};
 use crate::{Error, Image};
 
 const CLUSTER_BITS: u32 = 16;
 /// 64 KiB, as QEMU makes by default: 8 KiB of L2 table for 64 MiB of disk.
 pub(crate) const CLUSTER_SIZE: u64 = 1 << CLUSTER_BITS;
+/// The same, known not to be zero.
+const CLUSTER: NonZeroU64 = NonZeroU64::new(CLUSTER_SIZE).expect("a cluster is not empty");
 /// The same in memory.
 const CLUSTER_LEN: usize = 1 << CLUSTER_BITS;
 /// How many clusters an L2 table lists.
@@ -33,26 +36,33 @@ const L2_SPAN: u64 = L2_ENTRIES * CLUSTER_SIZE;
 /// Disks are counted in these.
 const SECTOR_SIZE: u64 = 512;
 
+/// Plans a qcow2 file.
+pub(crate) fn plan(image: &dyn Image) -> Result<(Totals, Blueprint), Error> {
+    let mut census = Census::new(image.virtual_size());
+    let totals = Totals::of(image, |piece| census.add(piece))?;
+    Ok((totals, census.finish()))
+}
+
 /// Counts the clusters that an image needs.
 #[derive(Debug)]
-pub(crate) struct Census {
+struct Census {
     virtual_size: u64,
     /// For each L2 table, how many clusters it lists.
     l2_counts: Vec<u32>,
-    clusters: Clusters,
+    clusters: Occupied,
 }
 
 impl Census {
-    pub(crate) fn new(virtual_size: u64) -> Self {
+    fn new(virtual_size: u64) -> Self {
         let tables = usize::try_from(virtual_size.div_ceil(L2_SPAN)).expect("a disk is no larger than 64 TiB");
         Self {
             virtual_size,
             l2_counts: vec![0; tables],
-            clusters: Clusters::default(),
+            clusters: Occupied::new(CLUSTER),
         }
     }
 
-    pub(crate) fn add(&mut self, piece: &Piece) {
+    fn add(&mut self, piece: &Piece) {
         let mut range = self.clusters.new_in(piece);
         while !range.is_empty() {
             let index = range.start / L2_ENTRIES;
@@ -68,7 +78,7 @@ impl Census {
         }
     }
 
-    pub(crate) fn finish(self) -> Blueprint {
+    fn finish(self) -> Blueprint {
         let data_clusters: u64 = self.l2_counts.iter().map(|count| u64::from(*count)).sum();
         let l2_tables = self.l2_counts.iter().filter(|count| **count > 0).count() as u64;
         // One cluster even for a disk of size zero, so that the L1 table has a place.
@@ -91,25 +101,6 @@ impl Census {
     }
 }
 
-/// The clusters of the disk that hold something, found piece by piece.
-#[derive(Debug, Default)]
-struct Clusters {
-    /// The first cluster that no piece has reached.
-    next: u64,
-}
-
-impl Clusters {
-    /// The clusters that `piece` is the first to need.
-    fn new_in(&mut self, piece: &Piece) -> Range<u64> {
-        if piece.origin == Origin::Zero {
-            return self.next..self.next;
-        }
-        let start = (piece.guest / CLUSTER_SIZE).max(self.next);
-        self.next = piece.end().div_ceil(CLUSTER_SIZE);
-        start..self.next
-    }
-}
-
 /// Where everything goes.
 #[derive(Debug)]
 pub(crate) struct Blueprint {
@@ -122,15 +113,12 @@ pub(crate) struct Blueprint {
     data_start: u64,
 }
 
-impl Blueprint {
-    pub(crate) fn size(&self) -> u64 {
+impl Shape for Blueprint {
+    fn size(&self) -> u64 {
         self.refcounts.total.saturating_mul(CLUSTER_SIZE)
     }
 
-    pub(crate) fn segments(
-        self: Arc<Self>,
-        image: Arc<dyn Image>,
-    ) -> impl Iterator<Item = Result<Segment, Error>> + Send {
+    fn segments(self: Arc<Self>, image: Arc<dyn Image>) -> SegmentIter {
         let header = self.header().render();
         let padding = zeros(CLUSTER_SIZE.saturating_sub(header.len() as u64));
         let (table, blocks, l1) = (Arc::clone(&self), Arc::clone(&self), self.render_l1());
@@ -143,12 +131,15 @@ impl Blueprint {
             )
             .chain((0..self.refcounts.blocks).map(move |i| Segment::Bytes(blocks.refcounts.render_block(i))))
             .chain(l1.into_iter().map(Segment::Bytes));
-        tables
+        let segments = tables
             .map(Ok)
             .chain(L2Tables::new(self, Arc::clone(&image)))
-            .chain(DataClusters::new(image))
+            .chain(DataBlocks::new(image, CLUSTER));
+        Box::new(segments)
     }
+}
 
+impl Blueprint {
     fn header(&self) -> Header {
         Header {
             version: 3,
@@ -196,52 +187,33 @@ impl Blueprint {
 /// Renders the L2 tables while walking over the image.
 struct L2Tables {
     blueprint: Arc<Blueprint>,
-    pieces: Pieces<Arc<dyn Image>>,
-    clusters: Clusters,
-    /// Clusters that hold something and are not in a table yet.
-    ahead: Range<u64>,
+    ordinals: Ordinals,
     /// The table to look at next.
     index: usize,
-    /// Where the next data cluster goes.
-    offset: u64,
 }
 
 impl L2Tables {
     fn new(blueprint: Arc<Blueprint>, image: Arc<dyn Image>) -> Self {
-        let offset = blueprint.data_start;
         Self {
             blueprint,
-            pieces: Pieces::new(image),
-            clusters: Clusters::default(),
-            ahead: 0..0,
+            ordinals: Ordinals::new(image, CLUSTER),
             index: 0,
-            offset,
         }
     }
 
     fn render(&mut self, index: u64) -> Result<Vec<u8>, Error> {
-        let span = index.saturating_mul(L2_ENTRIES)..index.saturating_add(1).saturating_mul(L2_ENTRIES);
+        let first = index.saturating_mul(L2_ENTRIES);
         let mut table = vec![0_u8; CLUSTER_LEN];
         let (entries, _) = table.as_chunks_mut::<8>();
-        loop {
-            while self.ahead.is_empty() {
-                let Some(piece) = self.pieces.next().transpose()? else {
-                    return Ok(table);
-                };
-                self.ahead = self.clusters.new_in(&piece);
-            }
-            if self.ahead.start >= span.end {
-                return Ok(table);
-            }
-            let here = self.ahead.start..self.ahead.end.min(span.end);
-            self.ahead.start = here.end;
-            let first = usize::try_from(here.start.saturating_sub(span.start)).unwrap_or(usize::MAX);
-            let count = usize::try_from(here.end.saturating_sub(here.start)).unwrap_or(usize::MAX);
-            for entry in entries.iter_mut().skip(first).take(count) {
-                *entry = (self.offset | FLAG_COPIED).to_be_bytes();
-                self.offset = self.offset.saturating_add(CLUSTER_SIZE);
+        for (cluster, entry) in (first..).zip(entries) {
+            if let Some(ordinal) = self.ordinals.of(cluster)? {
+                let offset = ordinal
+                    .saturating_mul(CLUSTER_SIZE)
+                    .saturating_add(self.blueprint.data_start);
+                *entry = (offset | FLAG_COPIED).to_be_bytes();
             }
         }
+        Ok(table)
     }
 }
 
@@ -254,65 +226,5 @@ impl Iterator for L2Tables {
         let index = self.index.saturating_add(skipped);
         self.index = index.saturating_add(1);
         Some(self.render(index as u64).map(Segment::Bytes))
-    }
-}
-
-/// The data clusters: pieces of the image with zeros between them where they share a cluster.
-struct DataClusters {
-    pieces: Pieces<Arc<dyn Image>>,
-    /// The guest offset up to which the clusters have been filled.
-    filled: u64,
-    /// A piece that has to wait for the zeros before it.
-    ahead: Option<Segment>,
-}
-
-impl DataClusters {
-    fn new(image: Arc<dyn Image>) -> Self {
-        Self {
-            pieces: Pieces::new(image),
-            filled: 0,
-            ahead: None,
-        }
-    }
-
-    /// The zeros between what has been filled and the next piece, or the end: of the last cluster, and of the next one.
-    fn gap(&self, next: Option<u64>) -> u64 {
-        let cluster_end = self.filled.next_multiple_of(CLUSTER_SIZE);
-        match next {
-            None => cluster_end.saturating_sub(self.filled),
-            Some(guest) if guest < cluster_end => guest.saturating_sub(self.filled),
-            Some(guest) => cluster_end
-                .saturating_sub(self.filled)
-                .saturating_add(guest % CLUSTER_SIZE),
-        }
-    }
-
-    fn step(&mut self) -> Result<Option<Segment>, Error> {
-        if let Some(segment) = self.ahead.take() {
-            return Ok(Some(segment));
-        }
-        let piece = loop {
-            match self.pieces.next().transpose()? {
-                Some(piece) if piece.origin == Origin::Zero => {}
-                piece => break piece,
-            }
-        };
-        let gap = self.gap(piece.map(|piece| piece.guest));
-        match piece {
-            Some(piece) => {
-                self.filled = piece.end();
-                self.ahead = Some(Segment::of(&piece));
-            }
-            None => self.filled = self.filled.next_multiple_of(CLUSTER_SIZE),
-        }
-        Ok(zeros(gap).or_else(|| self.ahead.take()))
-    }
-}
-
-impl Iterator for DataClusters {
-    type Item = Result<Segment, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.step().transpose()
     }
 }

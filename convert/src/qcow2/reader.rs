@@ -9,10 +9,11 @@ use std::num::NonZeroU64;
 
 use super::header::{field, power_of_two};
 use super::preamble::Preamble;
-use super::table::{Cluster, Geometry, PAGE_LEN, Page, Pages, parse_l1};
+use super::table::{Cluster, Geometry, parse_l1};
 use crate::map::Mapping;
-use crate::safety::{self, Region};
-use crate::{Codec, Error, Format, Image, ReadAt, RunKind};
+use crate::pages::{PAGE_LEN, Page, Pages};
+use crate::safety::Region;
+use crate::{Codec, Error, Format, Image, ReadAt};
 
 /// An open qcow2 image.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Reader<S> {
     codec: Codec,
     l1: Region,
     metadata: [Region; 3],
-    pages: Pages,
+    pages: Pages<8, u64>,
 }
 
 /// A run in the making.
@@ -61,7 +62,7 @@ impl<S: ReadAt> Reader<S> {
             codec: header.codec()?,
             l1: header.l1_table(),
             metadata: preamble.metadata(),
-            pages: Pages::default(),
+            pages: Pages::new(u64::from_be_bytes),
             source,
         };
         reader.check_l1().map_err(|error| error.with_format(Format::Qcow2))?;
@@ -81,7 +82,7 @@ impl<S: ReadAt> Reader<S> {
             let place = self.l1.offset.saturating_add(index.saturating_mul(8));
             table
                 .inside(file_size)
-                .and_then(|table| self.keep_off_metadata(table))
+                .and_then(|table| table.keeps_off(&self.metadata))
                 .map_err(|error| error.at(place))?;
             count = count.saturating_add(1);
         }
@@ -93,18 +94,8 @@ impl<S: ReadAt> Reader<S> {
         Ok(())
     }
 
-    fn keep_off_metadata(&self, region: Region) -> Result<(), Error> {
-        match self.metadata.iter().find(|metadata| metadata.overlaps(region)) {
-            None => Ok(()),
-            Some(metadata) => {
-                let reason = format!("{} at {} overlaps the {}", region.name, region.offset, metadata.name);
-                Err(Error::corrupt(reason))
-            }
-        }
-    }
-
     /// The page of `table` that holds the byte `within`, and where in the table it starts.
-    fn page(&self, table: Region, within: u64) -> Result<(Page, u64), Error> {
+    fn page(&self, table: Region, within: u64) -> Result<(Page<u64>, u64), Error> {
         let start = within.saturating_sub(within % PAGE_LEN);
         let len = table.len.saturating_sub(start).min(PAGE_LEN);
         let region = Region {
@@ -191,19 +182,21 @@ impl<S: ReadAt> Reader<S> {
         match cluster {
             Cluster::Zero => {}
             Cluster::Data(offset) | Cluster::Subclusters { offset, .. } => {
-                self.keep_off_metadata(Region {
+                Region {
                     name: "data cluster",
                     offset,
                     len: self.geometry.cluster_size.get(),
-                })?;
+                }
+                .keeps_off(&self.metadata)?;
             }
             Cluster::Compressed(descriptor) => {
                 // The last sector may belong to someone else, so only the first byte counts.
-                self.keep_off_metadata(Region {
+                Region {
                     name: "compressed cluster",
                     offset: descriptor.offset,
                     len: 1,
-                })?;
+                }
+                .keeps_off(&self.metadata)?;
             }
         }
         Ok(cluster)
@@ -247,30 +240,17 @@ impl<S: ReadAt> Reader<S> {
 
     /// Cuts a run at the end of the file and at the edges of holes.
     fn finish(&self, run: Run) -> Result<Mapping, Error> {
-        let (offset, len) = match run {
-            Run::Zero { len } => return Ok(Mapping::Zero { len }),
-            Run::Data { offset, len } => (offset, len),
-        };
-        // Only a last cluster can reach beyond the end, so that all of the run is there, or none, or it ends there.
-        let there = self.geometry.file_size.saturating_sub(offset).min(len);
-        if there == 0 {
-            return Ok(Mapping::Zero { len });
+        match run {
+            Run::Zero { len } => Ok(Mapping::Zero { len }),
+            // Only a last cluster can reach beyond the end, so that all of the run is there, or none, or it ends there.
+            Run::Data { offset, len } => Mapping::in_file(&self.source, offset, len),
         }
-        let run = safety::run_at(&self.source, offset)?;
-        let len = run.len.min(there);
-        Ok(match run.kind {
-            RunKind::Zero => Mapping::Zero { len },
-            RunKind::Data => Mapping::Data { offset, len },
-        })
     }
 
     fn map_unnamed(&self, guest: u64) -> Result<Mapping, Error> {
         let left = self.virtual_size.saturating_sub(guest);
         if left == 0 {
-            return Err(Error::io(
-                "beyond the end of the disk",
-                std::io::ErrorKind::InvalidInput.into(),
-            ));
+            return Err(Error::beyond_the_disk());
         }
         let mapping = match self.l2_table(guest / self.l2_span)? {
             Some(table) => self.run_in(table, guest)?,

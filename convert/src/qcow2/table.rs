@@ -1,4 +1,4 @@
-//! L1 and L2 tables: what an entry says, and a bounded store of the parts that were read last.
+//! L1 and L2 tables: what an entry says.
 //!
 //! | bits of an L1 entry | meaning |
 //! | --- | --- |
@@ -19,14 +19,12 @@
 //!
 //! Differs: QEMU ignores reserved bits when it reads; here they are an error, as they are to `qemu-img check`.
 
-use std::collections::VecDeque;
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::compressed::Descriptor;
 use super::header::power_of_two;
-use crate::safety::{self, Region};
-use crate::{Error, ReadAt};
+use crate::Error;
+use crate::safety::Region;
 
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
@@ -35,11 +33,6 @@ const FLAG_ZERO: u64 = 1;
 const FLAG_COMPRESSED: u64 = 1 << 62;
 /// Refcount is one: nobody else uses the cluster.
 pub(crate) const FLAG_COPIED: u64 = 1 << 63;
-
-/// How much of a table is read at once. QEMU's largest L2 table is 2 MiB, of which a reader needs a few entries.
-pub(crate) const PAGE_LEN: u64 = 64 << 10;
-/// How many pages are kept: 1 MiB in all, enough for a few readers that go their own ways.
-const PAGE_COUNT_MAX: usize = 16;
 
 /// Parses an L1 entry: where the L2 table is, if there is one. It may be outside of the file.
 pub(crate) fn parse_l1(entry: u64, cluster_size: u64) -> Result<Option<u64>, Error> {
@@ -150,43 +143,6 @@ impl Geometry {
             (_, u32::MAX) => Ok(Cluster::Data(offset)),
             _ => Ok(Cluster::Subclusters { offset, allocated }),
         }
-    }
-}
-
-/// Entries of a table, in the order of the file.
-pub(crate) type Page = Arc<[u64]>;
-
-/// The pages that were read last, the latest in front.
-#[derive(Debug, Default)]
-pub(crate) struct Pages {
-    kept: Mutex<VecDeque<(u64, Page)>>,
-}
-
-impl Pages {
-    /// Reads the page of a table that starts at `region`, which has been checked and is no longer than [`PAGE_LEN`].
-    pub(crate) fn read(&self, source: &dyn ReadAt, region: Region) -> Result<Page, Error> {
-        if let Some(page) = self.find(region.offset) {
-            return Ok(page);
-        }
-        let bytes = safety::read_region(source, region)?;
-        let page: Page = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|entry| u64::from_be_bytes(*entry))
-            .collect();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.truncate(PAGE_COUNT_MAX.saturating_sub(1));
-        kept.push_front((region.offset, Arc::clone(&page)));
-        Ok(page)
-    }
-
-    fn find(&self, offset: u64) -> Option<Page> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = kept.iter().position(|(key, _)| *key == offset)?;
-        let (key, page) = kept.remove(index)?;
-        kept.push_front((key, Arc::clone(&page)));
-        Some(page)
     }
 }
 
@@ -323,35 +279,5 @@ mod tests {
                 "{entry:#x}"
             );
         }
-    }
-
-    #[test]
-    fn pages_are_kept_within_bounds() {
-        let source: Vec<u8> = (0..=255).cycle().take(64 << 10).collect();
-        let pages = Pages::default();
-        for round in 0..3 {
-            for index in 0..40 {
-                let region = Region {
-                    name: "page",
-                    offset: index * 16,
-                    len: 16,
-                };
-                assert_eq!(pages.read(&source, region).unwrap().len(), 2, "round {round}");
-            }
-            assert_eq!(pages.kept.lock().unwrap().len(), PAGE_COUNT_MAX);
-        }
-        assert_eq!(
-            *pages
-                .read(
-                    &source,
-                    Region {
-                        name: "page",
-                        offset: 8,
-                        len: 8
-                    }
-                )
-                .unwrap(),
-            [0x0809_0a0b_0c0d_0e0f]
-        );
     }
 }

@@ -3,7 +3,12 @@
 #![allow(clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
 mod hostile;
+mod matrix;
 mod property;
 mod qcow2_source;
 mod raw_source;
 mod support;
+mod vdi_source;
+mod vhd_source;
+mod vhdx_source;
+mod vmdk_source;

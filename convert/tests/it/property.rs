@@ -1,8 +1,9 @@
 //! What holds for any disk, and for any file.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use lithos_convert::{Guest, ReadAt, Target, inspect, open, plan};
+use lithos_convert::{Format, Guest, ReadAt, Target, inspect, open, plan};
 use proptest::prelude::*;
 
 use crate::support::{Sparse, build, noise};
@@ -37,57 +38,125 @@ fn read_back(file: Vec<u8>) -> Vec<u8> {
     disk
 }
 
-/// A small but complete image to break: one data cluster of each sort, compressed ones too.
-fn seeds() -> Vec<Vec<u8>> {
-    static SEEDS: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
-    SEEDS
-        .get_or_init(|| {
-            let bench = crate::support::Bench::new().expect("a folder");
-            let mut disk = vec![0; 300_000];
-            disk[1000..70_000].fill(7);
-            disk[150_000..160_000].copy_from_slice(&noise(3, 10_000));
-            bench.write("disk.img", &disk).expect("a file");
-            let options = [
-                "cluster_size=512",
-                "compression_type=zstd,cluster_size=4096",
-                "extended_l2=on,cluster_size=16384",
-                "compat=0.10,cluster_size=1024",
-            ];
-            options
-                .iter()
-                .flat_map(|options| [(*options, "-c"), (*options, "-q")])
-                .map(|(options, flag)| {
-                    let args = [
-                        "convert",
-                        flag,
-                        "-f",
-                        "raw",
-                        "-O",
-                        "qcow2",
-                        "-o",
-                        options,
-                        "disk.img",
-                        "disk.qcow2",
-                    ];
-                    bench
-                        .qemu_img(&args)
-                        .expect("qemu-img, of the Debian package qemu-utils");
-                    std::fs::read(bench.path("disk.qcow2")).expect("a file")
-                })
-                .collect()
-        })
-        .clone()
+/// An image to break, where its headers and tables are, and how its checksums are made right again.
+struct Seed {
+    bytes: Vec<u8>,
+    tables: Vec<Range<usize>>,
+    mend: fn(&mut [u8]),
+}
+
+/// Small but complete images: data of each sort, compressed too.
+fn seeds() -> &'static [Seed] {
+    static SEEDS: std::sync::OnceLock<Vec<Seed>> = std::sync::OnceLock::new();
+    SEEDS.get_or_init(|| make_seeds().expect("qemu-img, of the Debian package qemu-utils"))
+}
+
+const SEED_COUNT: usize = 15;
+
+fn make_seeds() -> anyhow::Result<Vec<Seed>> {
+    let bench = crate::support::Bench::new()?;
+    let mut disk = vec![0; 300_032];
+    disk[1000..70_000].fill(7);
+    disk[150_000..160_000].copy_from_slice(&noise(3, 10_000));
+    bench.write("disk.img", &disk)?;
+    let make = |format: &str, flag: &str, options: &str| {
+        let args = [
+            "convert", flag, "-f", "raw", "-O", format, "-o", options, "disk.img", "disk",
+        ];
+        bench.qemu_img(&args)?;
+        anyhow::Ok(std::fs::read(bench.path("disk"))?)
+    };
+    let mut seeds = Vec::new();
+    for options in [
+        "cluster_size=512",
+        "compression_type=zstd,cluster_size=4096",
+        "extended_l2=on,cluster_size=16384",
+        "compat=0.10,cluster_size=1024",
+    ] {
+        for flag in ["-c", "-q"] {
+            seeds.push((
+                make("qcow2", flag, options)?,
+                vec![0..112, 112..8192],
+                unmended as fn(&mut [u8]),
+            ));
+        }
+    }
+    let options = "subformat=dynamic,force_size=on";
+    seeds.push((make("vpc", "-q", options)?, vec![0..70, 512..560, 1536..1540], mend_vhd));
+    seeds.push((
+        make("vdi", "-q", "static=off")?,
+        vec![64..84, 340..460, 512..516],
+        unmended,
+    ));
+    seeds.push((
+        make("vdi", "-q", "static=on")?,
+        vec![64..84, 340..460, 512..516],
+        unmended,
+    ));
+    let sparse = vec![0..80, 512..900, 10_752..20_480];
+    for options in ["subformat=monolithicSparse", "subformat=streamOptimized"] {
+        seeds.push((make("vmdk", "-q", options)?, sparse.clone(), unmended));
+    }
+    let mib = 1 << 20;
+    let vhdx = vec![
+        0x10000..0x10050,
+        0x20000..0x20050,
+        0x30000..0x30050,
+        2 * mib..2 * mib + 8,
+        3 * mib..3 * mib + 192,
+        3 * mib + 0x10000..3 * mib + 0x10030,
+    ];
+    seeds.push((make("vhdx", "-q", "block_size=1M")?, vhdx.clone(), mend_vhdx));
+    seeds.push((make("vhdx", "-q", "block_size=1M")?, vhdx, unmended));
+    let seed = |(bytes, tables, mend)| Seed { bytes, tables, mend };
+    Ok(seeds.into_iter().map(seed).collect())
+}
+
+fn unmended(_: &mut [u8]) {}
+
+fn mend_vhd(bytes: &mut [u8]) {
+    if bytes.len() < 2048 {
+        return;
+    }
+    for (range, field) in [(0..512, 64), (512..1536, 36)] {
+        let part = &mut bytes[range];
+        part[field..field + 4].fill(0);
+        let sum = !part.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        part[field..field + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+    let end = bytes.len() - 512;
+    bytes.copy_within(0..512, end);
+}
+
+fn mend_vhdx(bytes: &mut [u8]) {
+    for (start, len) in [(0x10000, 4096), (0x20000, 4096), (0x30000, 0x10000), (0x40000, 0x10000)] {
+        let Some(part) = bytes.get_mut(start..start + len) else {
+            return;
+        };
+        part[4..8].fill(0);
+        let sum = u32::try_from(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, part)).expect("32 bits");
+        part[4..8].copy_from_slice(&sum.to_le_bytes());
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_raw_disk_survives_being_qcow2(bytes in disks(), grain in prop::sample::select(vec![512_usize, 4096, 65536, 100_000])) {
+    fn any_raw_disk_survives_being_another_format(
+        bytes in disks(),
+        grain in prop::sample::select(vec![512_usize, 4096, 65536, 100_000]),
+        target in prop::sample::select(&Target::ALL[..]),
+    ) {
         let source: Arc<dyn ReadAt> = Arc::new(Sparse { bytes: bytes.clone(), grain });
-        let plan = plan(open(Arc::clone(&source)).unwrap().into(), &Target::QCOW2).unwrap();
+        let plan = plan(open(Arc::clone(&source)).unwrap().into(), &target).unwrap();
         let mut disk = read_back(build(&plan, &*source).unwrap());
-        prop_assert_eq!(disk.len(), bytes.len().next_multiple_of(512));
+        let expected = match target.format() {
+            Format::Raw => bytes.len(),
+            Format::Qcow2 => bytes.len().next_multiple_of(512),
+            _ => bytes.len().max(1).next_multiple_of(512),
+        };
+        prop_assert_eq!(disk.len(), expected);
         disk.truncate(bytes.len());
         prop_assert!(disk == bytes);
     }
@@ -106,27 +175,32 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
     fn no_broken_image_makes_anything_panic(
-        seed in 0_usize..8,
-        breaks in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..8),
+        seed in 0..SEED_COUNT,
+        breaks in proptest::collection::vec(
+            (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>(), any::<bool>()),
+            1..8,
+        ),
         len in any::<Option<prop::sample::Index>>(),
+        target in prop::sample::select(&Target::ALL[..]),
     ) {
-        let mut bytes = seeds()[seed].clone();
-        let header_and_tables = bytes.len().min(8192);
-        for (index, value, anywhere) in breaks {
-            let range = if anywhere { bytes.len() } else { header_and_tables };
-            bytes[index.index(range)] = value;
+        let Seed { bytes, tables, mend } = &seeds()[seed];
+        let mut bytes = bytes.clone();
+        for (part, index, value, anywhere) in breaks {
+            let table = tables[part.index(tables.len())].clone();
+            let range = if anywhere { 0..bytes.len() } else { table };
+            bytes[range.start + index.index(range.len())] = value;
         }
         if let Some(len) = len {
             bytes.truncate(len.index(bytes.len()));
         }
+        mend(&mut bytes);
         let source: Arc<dyn ReadAt> = Arc::new(bytes);
         prop_assert!(inspect(&*source).is_ok());
-        for target in Target::ALL {
-            let Ok(plan) = open(Arc::clone(&source)).and_then(|image| plan(image.into(), &target)) else { continue };
+        if let Ok(plan) = open(Arc::clone(&source)).and_then(|image| plan(image.into(), &target)) {
             let covered: u64 = plan.segments().map(|segment| segment.expect("planned, so without error").len()).sum();
             prop_assert_eq!(covered, plan.size());
             if plan.size() < 4 << 20 {

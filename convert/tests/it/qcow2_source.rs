@@ -52,7 +52,7 @@ fn every_cluster_size_plain_and_compressed() -> Result<()> {
         ] {
             let size = format!("cluster_size={cluster_size}");
             let bench = bench_with(6 * MIB + 512, &[&["-o", &size], compression].concat())?;
-            bench.judge("disk.qcow2", "qcow2")?;
+            bench.judge_as("disk.qcow2", "qcow2", &[Target::QCOW2, Target::RAW, Target::VHDX])?;
             bench.qemu_img(&["compare", "disk.img", "disk.qcow2.out.qcow2"])?;
         }
     }

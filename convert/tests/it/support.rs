@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use lithos_convert::{Image, Plan, ReadAt, Run, RunKind, Segment, Target, decode, open, plan};
+use anyhow::{Context, Result, bail, ensure};
+use lithos_convert::{
+    ErrorKind, Format, Image, Plan, ReadAt, Run, RunKind, Segment, Target, decode, inspect, open, plan,
+};
 use tempfile::TempDir;
 
 /// A folder for one test, and the QEMU tools in it.
@@ -46,11 +48,20 @@ impl Bench {
 
     /// Runs `qemu-io` commands such as `write -P 0x5a 1M 64k` on an image.
     pub(crate) fn qemu_io(&self, name: &str, commands: &[&str]) -> Result<()> {
-        let mut args = Vec::new();
+        self.qemu_io_as("qcow2", name, commands)
+    }
+
+    /// [`qemu_io`](Self::qemu_io) on an image of any format.
+    pub(crate) fn qemu_io_as(&self, format: &str, name: &str, commands: &[&str]) -> Result<()> {
+        // Nothing here has to outlive a crash, and QEMU syncs after every command.
+        let mut args = vec!["-t", "unsafe", "-f", format];
         for command in commands {
             args.extend(["-c", command]);
         }
         args.push(name);
+        if commands.is_empty() {
+            return Ok(());
+        }
         let said = self.run("qemu-io", &args)?;
         ensure!(
             !said.contains("failed") && !said.contains("rror"),
@@ -77,27 +88,81 @@ impl Bench {
         Ok(plan)
     }
 
-    /// Converts to raw and to qcow2 and has QEMU judge both against the source.
+    /// Converts to every target and has QEMU judge each against the source; then back to raw by ourselves.
     pub(crate) fn judge(&self, from: &str, format: &str) -> Result<()> {
-        for target in Target::ALL {
-            let to = format!("{from}.out.{target}");
+        self.judge_as(from, format, &Target::ALL)
+    }
+
+    /// [`judge`](Self::judge) for some targets, where a test has many sources that are much alike.
+    pub(crate) fn judge_as(&self, from: &str, format: &str, targets: &[Target]) -> Result<()> {
+        let raw = format!("{from}.out.raw");
+        self.convert(from, &raw, Target::RAW)?;
+        let disk = std::fs::read(self.path(&raw))?;
+        for target in targets.iter().copied() {
+            let to = format!("{from}.out.{}", target.extension());
             self.convert(from, &to, target)?;
-            if target == Target::QCOW2 {
-                let said = self.qemu_img(&["check", &to])?;
-                ensure!(said.contains("No errors were found"), "{said}");
-            }
-            self.qemu_img(&["compare", "-f", format, "-F", &target.to_string(), from, &to])
+            self.check(&to, target)?;
+            self.qemu_img(&["compare", "-f", format, "-F", qemu_format(target), from, &to])
                 .with_context(|| format!("{from} as {target}"))?;
+            let again = format!("{from}.again.raw");
+            self.convert(&to, &again, Target::RAW)?;
+            let again = std::fs::read(self.path(&again))?;
+            ensure!(
+                again.starts_with(&disk) && again.iter().skip(disk.len()).all(|byte| *byte == 0),
+                "{from} by way of {target}"
+            );
+            ensure!(
+                again.len() <= disk.len() + 512,
+                "{from} as {target}: {} bytes",
+                again.len()
+            );
         }
-        let (raw, again) = (format!("{from}.out.raw"), format!("{from}.again.raw"));
-        self.convert(&format!("{from}.out.qcow2"), &again, Target::RAW)?;
-        let (raw, again) = (std::fs::read(self.path(&raw))?, std::fs::read(self.path(&again))?);
-        ensure!(
-            again.starts_with(&raw) && again.iter().skip(raw.len()).all(|byte| *byte == 0),
-            "{from} by way of qcow2"
-        );
         Ok(())
     }
+
+    /// Has `qemu-img check` judge a file, where it knows how to.
+    pub(crate) fn check(&self, name: &str, target: Target) -> Result<()> {
+        if matches!(target.format(), Format::Raw | Format::Vhd) {
+            return Ok(());
+        }
+        let said = self.qemu_img(&["check", "-f", qemu_format(target), name])?;
+        ensure!(said.contains("No errors were found"), "{name} as {target}: {said}");
+        Ok(())
+    }
+}
+
+/// What QEMU calls the format of a target.
+pub(crate) fn qemu_format(target: Target) -> &'static str {
+    match target.format() {
+        Format::Vhd => "vpc",
+        format => format.name(),
+    }
+}
+
+/// A rule that an image has to obey: its name, how to break it, and the kind and reason of the refusal.
+pub(crate) type HostileCase = (&'static str, fn(&mut Vec<u8>), ErrorKind, &'static str);
+
+/// Breaks each rule in a copy of a good image, and expects the same refusal from a conversion and from an inspection.
+pub(crate) fn hold_rules(format: Format, good: &[u8], cases: &[HostileCase]) -> Result<()> {
+    plan_all(good.to_vec()).context("the image that was to be broken")?;
+    for (rule, spoil, kind, reason) in cases {
+        let mut bytes = good.to_vec();
+        spoil(&mut bytes);
+        let Err(error) = plan_all(bytes.clone()) else {
+            bail!("{rule}: planned")
+        };
+        let said = error.to_string();
+        ensure!(error.kind() == *kind && said.contains(reason), "{rule}: {said}");
+        ensure!(said.starts_with(&format!("{format}: ")), "{rule}: {said}");
+        let inspection = inspect(&bytes).with_context(|| format!("{rule}: inspection"))?;
+        let refusal = inspection.refusal.with_context(|| format!("{rule}: no refusal"))?;
+        ensure!(refusal.kind == *kind && refusal.reason == said, "{rule}: {refusal:?}");
+    }
+    Ok(())
+}
+
+fn plan_all(bytes: Vec<u8>) -> Result<Plan, lithos_convert::Error> {
+    plan(open(Arc::new(bytes))?.into(), &Target::QCOW2)
 }
 
 /// A file, all of it data.
