@@ -3,7 +3,7 @@
 //! | module | shows |
 //! | --- | --- |
 //! | `s3` | the cases of the library, one server a family |
-//! | `clients` | aws, s3cmd and boto3 |
+//! | `clients` | the clients of the library, one server a client |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
