@@ -9,6 +9,7 @@
 //! | `jobs` | the command and the API |
 //! | `zones` | two servers |
 //! | `kill` | SIGKILL at random moments |
+//! | `races` | many clients at one key |
 //! | `heavy` | what has the machine to itself: memory, 2 GiB images, time |
 
 #![allow(
@@ -27,5 +28,6 @@ mod import;
 mod jobs;
 mod kill;
 mod origin;
+mod races;
 mod s3;
 mod zones;
