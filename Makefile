@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test torture bench bench-many lint fmt bootstrap
+.PHONY: help build demo serve test conformance torture bench bench-many bench-scale lint fmt bootstrap
 
 # The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
 clients := $(shell deploy/bootstrap --print-path)
@@ -15,10 +15,11 @@ old_rustc := $(shell [ "$(rustc_minor)" -lt 96 ] 2>/dev/null && echo --ignore-ru
 
 # RocksDB's C++ is compiled once for all targets: always the release profile, always the features of the whole workspace.
 cargo_flags := --release --workspace --locked $(old_rustc)
-server := $(abspath $(or $(CARGO_TARGET_DIR),target))/release/lithos
+release := $(abspath $(or $(CARGO_TARGET_DIR),target))/release
+server := $(release)/lithos
 
 help: ## lists this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## one image, end to end, through two servers; KEEP=1 leaves them running
 	@deploy/bootstrap demo
@@ -53,7 +54,13 @@ test: ## runs all tests
 torture: ## cuts the power of a server under load for MINUTES=60, and checks what it kept
 	@deploy/bootstrap test
 	cargo build --bin lithos --bin lithos-torture $(cargo_flags)
-	'$(dir $(server))lithos-torture' --minutes $(or $(MINUTES),60) --keep --report torture-report.txt
+	'$(release)/lithos-torture' --minutes $(or $(MINUTES),60) --keep --report torture-report.txt
+
+# With LITHOS_BIN, a server of that program instead of the one just built.
+conformance: ## runs all cases and clients, and counts them; ENDPOINT=http://... asks another server, MARKDOWN=1 for a page
+	@deploy/bootstrap test
+	cargo build --bin lithos --bin lithos-conformance $(cargo_flags)
+	@'$(release)/lithos-conformance' $(if $(ENDPOINT),--endpoint '$(ENDPOINT)') $(if $(MARKDOWN),--markdown) $(WORD)
 
 bench: ## measures the store: bodies, small puts, long layouts
 	@deploy/bootstrap build
@@ -62,6 +69,11 @@ bench: ## measures the store: bodies, small puts, long layouts
 bench-many: ## ten million objects: index, start, listings (minutes, and 10 GiB of disk)
 	@deploy/bootstrap build
 	cargo bench --bench many $(filter-out --release,$(cargo_flags))
+
+bench-scale: ## measures, through the server, listings of a million keys and an upload of 10,000 parts; takes minutes
+	@deploy/bootstrap build
+	cargo build --bin lithos $(cargo_flags)
+	cargo bench --bench scale $(filter-out --release,$(cargo_flags))
 
 lint: ## format, clippy, docs, scripts, licenses
 	@deploy/bootstrap lint

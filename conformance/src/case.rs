@@ -22,13 +22,15 @@ use crate::{
     wire::{Request, object_path},
 };
 
-/// Longest time of a case.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Longest time of a case. A client that is started ten times on a busy machine takes most of a minute.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// One case.
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// The operation as in the S3 API Reference.
+    /// The module that it is written in: see [`suite`](crate::suite).
+    pub family: &'static str,
+    /// The operation as in the S3 API Reference; of a client, the command or call.
     pub operation: &'static str,
     /// What is said of it, in words with underscores.
     pub name: &'static str,
@@ -49,6 +51,7 @@ macro_rules! cases {
         /// The cases of this file.
         pub fn all() -> Vec<$crate::case::Case> {
             vec![$($($crate::case::Case {
+                family: module_path!(),
                 operation: $operation,
                 name: stringify!($function),
                 run: |bench| Box::pin($function(bench)),

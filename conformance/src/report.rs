@@ -51,6 +51,39 @@ impl Report {
     fn count(&self, kind: impl Fn(&Outcome) -> bool) -> usize {
         self.lines.iter().filter(|(_, outcome, _)| kind(outcome)).count()
     }
+
+    /// How many passed, failed and were skipped.
+    pub fn tally(&self) -> Tally {
+        let failed = self.count(|outcome| matches!(outcome, Outcome::Failed(_)));
+        let skipped = self.count(|outcome| matches!(outcome, Outcome::Skipped(_)));
+        Tally {
+            passed: self.lines.len() - failed - skipped,
+            failed,
+            skipped,
+        }
+    }
+}
+
+/// Counts of outcomes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// As they should be.
+    pub passed: usize,
+    /// Not so.
+    pub failed: usize,
+    /// Not tried.
+    pub skipped: usize,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
 }
 
 /// A line a case, and the counts.
@@ -67,9 +100,6 @@ impl fmt::Display for Report {
                 Outcome::Skipped(why) => writeln!(f, "skipped  {}: {name}: {why}", case.operation)?,
             }
         }
-        let failed = self.count(|outcome| matches!(outcome, Outcome::Failed(_)));
-        let skipped = self.count(|outcome| matches!(outcome, Outcome::Skipped(_)));
-        let passed = self.lines.len() - failed - skipped;
-        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+        write!(f, "{}", self.tally())
     }
 }

@@ -19,6 +19,8 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The folder of the data folder, in the server's own.
 const DISK: &str = "disk";
+/// The unit of processor times in `/proc`: on Linux always this, whatever the kernel's own.
+const TICK: Duration = Duration::from_millis(10);
 /// How often something is looked at that does not call by itself.
 pub const POLL: Duration = Duration::from_millis(20);
 
@@ -526,6 +528,22 @@ impl Server {
             .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
         let kib = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         Ok(kib.with_context(|| format!("no {line} in the status of the process"))? * 1024)
+    }
+
+    /// Processor time that it has used, to 10 ms (proc(5), `/proc/pid/stat`, fields 14 and 15).
+    ///
+    /// # Errors
+    ///
+    /// If the server does not run.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let process = self.process.as_ref().context("the server is not running")?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
+        // The second field is a name in parentheses, which may hold anything.
+        let (_, fields) = stat
+            .rsplit_once(") ")
+            .context("the status of the process has no name")?;
+        let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        Ok(TICK * u32::try_from(ticks.sum::<Result<u64, _>>()?)?)
     }
 }
 

@@ -1,8 +1,9 @@
 //! HTTP/1.1 by hand, for what an SDK would never send: bad signatures, cut bodies, absurd numbers.
 //!
-//! One connection a request. `sign` makes and spoils signatures, `chunked` the aws-chunked encoding.
+//! One connection a request, but for [`Connection`]. `sign` makes and spoils signatures, `chunked` the aws-chunked encoding.
 
 pub mod chunked;
+mod connection;
 mod sign;
 
 use std::{fmt::Write as _, time::Duration};
@@ -15,7 +16,10 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::sign::{AmzTime, Payload, Presign, sha256_hex};
+pub use self::{
+    connection::Connection,
+    sign::{AmzTime, Payload, Presign, sha256_hex},
+};
 use crate::target::Target;
 
 /// How long an answer may take.
@@ -148,12 +152,17 @@ impl Request {
     ///
     /// If the target is not plain HTTP.
     pub fn head(&self, target: &Target) -> Result<String> {
+        self.head_with(target, "close")
+    }
+
+    /// The same, with what `Connection` is to say.
+    fn head_with(&self, target: &Target, connection: &str) -> Result<String> {
         let host = match &self.host {
             Some(host) => host.as_str(),
             None => target.authority()?,
         };
         let mut head = format!(
-            "{} {} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n",
+            "{} {} HTTP/1.1\r\nhost: {host}\r\nconnection: {connection}\r\n",
             self.method,
             self.uri()
         );

@@ -98,11 +98,14 @@ async fn a_sparse_image_by_aws_and_s3cmd_comes_back_whole() -> Result<()> {
         let key = format!("{client}.img");
         let begun = Instant::now();
         match client {
-            "aws" => run(aws(&images.server)
+            "aws" => run(aws(images.server.target(), images.server.scratch())
                 .args(["s3", "cp", "--no-progress"])
                 .arg(&path)
                 .arg(url(&key)))?,
-            _ => run(s3cmd(&images.server)?.arg("put").arg(&path).arg(url(&key)))?,
+            _ => run(s3cmd(images.server.target(), images.server.scratch())?
+                .arg("put")
+                .arg(&path)
+                .arg(url(&key)))?,
         };
         timed(&format!("{client} uploads {} MiB", size / MIB), begun);
         let now = images.server.stored_bytes()?;
@@ -114,11 +117,11 @@ async fn a_sparse_image_by_aws_and_s3cmd_comes_back_whole() -> Result<()> {
         let back = images.path("back.img");
         let begun = Instant::now();
         match client {
-            "aws" => run(aws(&images.server)
+            "aws" => run(aws(images.server.target(), images.server.scratch())
                 .args(["s3", "cp", "--no-progress"])
                 .arg(url(&key))
                 .arg(&back))?,
-            _ => run(s3cmd(&images.server)?
+            _ => run(s3cmd(images.server.target(), images.server.scratch())?
                 .args(["get", "--force"])
                 .arg(url(&key))
                 .arg(&back))?,

@@ -5,7 +5,7 @@
 //! | `s3` | the cases of the library, one server a family |
 //! | `bounds` | what happens when clients are too many, too slow or too greedy |
 //! | `backup` | backup under load, restore, check, reading only |
-//! | `clients` | aws, s3cmd and boto3 |
+//! | `clients` | the clients of the library, one server a client |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
@@ -13,6 +13,7 @@
 //! | `exposition` | `/metrics`, read strictly |
 //! | `kill` | SIGKILL at random moments |
 //! | `torture` | power cuts and failing disks, and that these tests would see damage |
+//! | `races` | many clients at one key |
 //! | `heavy` | what has the machine to itself: memory, 2 GiB images, time |
 
 #![allow(
@@ -34,6 +35,7 @@ mod import;
 mod jobs;
 mod kill;
 mod origin;
+mod races;
 mod s3;
 mod torture;
 mod zones;

@@ -6,7 +6,7 @@ use lithos_conformance::{
     target::{Server, ServerOptions},
 };
 
-async fn pass(cases: Vec<Case>) {
+pub(crate) async fn pass(cases: Vec<Case>) {
     let options = ServerOptions {
         domain: Some("s3.test".to_owned()),
         ..ServerOptions::default()

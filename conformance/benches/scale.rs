@@ -1,0 +1,236 @@
+//! What listing and long uploads cost at scale, through the server: `make bench-scale`.
+//!
+//! Times are a client's, on a connection of loopback that is kept: from the first byte of a request out to the last byte of
+//! its answer in, nothing taken off. The server's own processor time stands beside those of listings: that is the figure to
+//! look at where the machine does other things meanwhile. `LITHOS_SCALE_KEYS` and `LITHOS_SCALE_PARTS` make it smaller. Filling takes minutes.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a benchmark prints, and stops at the first surprise"
+)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use lithos_conformance::{
+    case::Bench,
+    pattern::{Dice, Pattern},
+    target::Server,
+    wire::{AmzTime, Connection, Payload, Request, Response, elements},
+};
+use tokio::task::JoinSet;
+
+/// Keys of the bucket: a tenth of them below one prefix in the middle.
+const KEYS: usize = 1_000_000;
+const PARTS: usize = 10_000;
+const PART: usize = 5 << 20;
+/// What of a part is not zero: more than fits into the index, so that each part is a blob.
+const NOISE: u64 = 8 << 10;
+/// Clients that fill the bucket, so that many puts share a sync; and those that send parts, each 5 MiB at a time.
+const FILLERS: usize = 64;
+const SENDERS: usize = 4;
+const LISTINGS: usize = 100;
+
+#[tokio::main]
+async fn main() {
+    let server = Server::start().unwrap();
+    let bench = Bench::new(server.target()).await.unwrap();
+    let scale = Scale {
+        connection: Connection::open(server.target()).await.unwrap(),
+        bench,
+        server,
+    };
+    let scale = scale.long_uploads(number("LITHOS_SCALE_PARTS", PARTS)).await;
+    scale.listings(number("LITHOS_SCALE_KEYS", KEYS)).await;
+}
+
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+struct Scale {
+    server: Server,
+    bench: Bench,
+    connection: Connection,
+}
+
+fn signed(bench: &Bench, request: Request) -> Request {
+    request
+        .signed_as(&bench.target, &Payload::Unsigned, &AmzTime::now())
+        .unwrap()
+}
+
+/// Runs `act` for each number below `count`, on some connections at a time.
+async fn each<F>(bench: &Bench, clients: usize, count: usize, act: F) -> Vec<Response>
+where
+    F: Fn(&Bench, usize) -> Request + Send + Sync + 'static,
+{
+    let (act, next) = (Arc::new(act), Arc::new(AtomicUsize::new(0)));
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        let (bench, act, next) = (bench.clone(), Arc::clone(&act), Arc::clone(&next));
+        tasks.spawn(async move {
+            let mut connection = Connection::open(&bench.target).await.unwrap();
+            let mut answers = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return answers;
+                }
+                let answer = connection.send(&signed(&bench, act(&bench, number))).await.unwrap();
+                answer.expect_status(200).unwrap();
+                answers.push((number, answer));
+            }
+        });
+    }
+    let mut answers: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+    answers.sort_by_key(|(number, _)| *number);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+impl Scale {
+    async fn send(&mut self, request: Request) -> (Response, Duration) {
+        let request = signed(&self.bench, request);
+        self.connection.send_timed(&request).await.unwrap()
+    }
+
+    /// Sends what must be answered with a status, and prints how long that took.
+    async fn timed(&mut self, what: &str, status: u16, request: Request) {
+        let (answer, took) = self.send(request).await;
+        answer.expect_status(status).unwrap();
+        assert!(!answer.text().contains("<Error>"), "{}", answer.text());
+        println!("{what}: {:.0} ms", millis(took));
+    }
+
+    async fn long_uploads(mut self, parts: usize) -> Self {
+        let create = self.bench.object("POST", "long.img").query("uploads", "");
+        let id = elements(&self.send(create).await.0.text(), "UploadId")
+            .next()
+            .unwrap()
+            .to_owned();
+        let begun = Instant::now();
+        let upload = id.clone();
+        let answers = each(&self.bench, SENDERS, parts, move |bench, number| {
+            let mut body = Pattern(number as u64).bytes(0..NOISE);
+            body.resize(PART, 0);
+            let part = bench.object("PUT", "long.img").query("uploadId", &upload);
+            part.query("partNumber", &(number + 1).to_string()).body(body)
+        });
+        let answers = answers.await;
+        let stored = self.server.stored_bytes().unwrap();
+        println!(
+            "{parts} parts of {} MiB, {} KiB of each not zero: {:.0} s, {} MiB stored",
+            PART >> 20,
+            NOISE >> 10,
+            begun.elapsed().as_secs_f64(),
+            stored >> 20
+        );
+        let named: String = (1..)
+            .zip(&answers)
+            .map(|(number, answer)| {
+                let etag = answer.header("etag").unwrap();
+                format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
+            })
+            .collect();
+        let complete = self.bench.object("POST", "long.img").query("uploadId", &id);
+        let complete = complete.body(format!("<CompleteMultipartUpload>{named}</CompleteMultipartUpload>"));
+        self.timed("CompleteMultipartUpload", 200, complete).await;
+
+        let source = format!("/{}/long.img", self.bench.bucket);
+        let copy = self.bench.object("PUT", "copy.img").header("x-amz-copy-source", source);
+        self.timed("CopyObject", 200, copy).await;
+        self.convert().await;
+        for key in ["long.img", "copy.img", "long.qcow2"] {
+            let delete = self.bench.object("DELETE", key);
+            self.timed(&format!("DeleteObject of {key}"), 204, delete).await;
+        }
+        let begun = Instant::now();
+        self.server.await_no_blobs().unwrap();
+        println!("all blobs swept: {:.1} s later", begun.elapsed().as_secs_f64());
+        self
+    }
+
+    /// From the tag to the object.
+    async fn convert(&mut self) {
+        let tagging = "<Tagging><TagSet><Tag><Key>convert-to</Key><Value>qcow2</Value></Tag></TagSet></Tagging>";
+        let tag = self.bench.object("PUT", "long.img").query("tagging", "").body(tagging);
+        let begun = Instant::now();
+        self.send(tag).await.0.expect_status(200).unwrap();
+        while self.send(self.bench.object("HEAD", "long.qcow2")).await.0.status != 200 {
+            assert!(begun.elapsed() < Duration::from_mins(1), "{}", self.server.log_end());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        println!(
+            "conversion to qcow2, from the tag to the object: {:.0} ms",
+            millis(begun.elapsed())
+        );
+    }
+
+    async fn listings(mut self, keys: usize) {
+        let (folded, flat) = (keys / 10, keys / 20 * 9);
+        let key = move |number: usize| match number {
+            n if n < flat => format!("a-{n:07}"),
+            n if n < flat + folded => format!("m/{n:07}"),
+            n => format!("z-{n:07}"),
+        };
+        let begun = Instant::now();
+        let put = move |bench: &Bench, number| bench.object("PUT", &key(number));
+        each(&self.bench, FILLERS, keys, put).await;
+        println!(
+            "{keys} keys put by {FILLERS} clients: {:.0} s",
+            begun.elapsed().as_secs_f64()
+        );
+
+        let mut dice = Dice(1);
+        let mut anywhere = || key(usize::try_from(dice.below(flat as u64)).unwrap());
+        let plain: Vec<_> = (0..LISTINGS).map(|_| vec![("start-after", anywhere())]).collect();
+        self.list("1,000 keys from anywhere", plain, 1000).await;
+        let slash = || ("delimiter", "/".to_owned());
+        let over = vec![vec![slash(), ("start-after", key(flat - 500))]; LISTINGS];
+        self.list(
+            &format!("1,000 entries, one of them a prefix of {folded} keys"),
+            over,
+            1000,
+        )
+        .await;
+        let only = vec![vec![slash(), ("start-after", key(flat - 1)), ("max-keys", "1".to_owned())]; LISTINGS];
+        self.list(&format!("that prefix of {folded} keys alone"), only, 1).await;
+    }
+
+    async fn list(&mut self, what: &str, queries: Vec<Vec<(&str, String)>>, expected: usize) {
+        let mut times = Vec::new();
+        let before = self.server.processor_time().unwrap();
+        for query in queries {
+            let mut list = self.bench.bucket("GET").query("list-type", "2");
+            for (name, value) in &query {
+                list = list.query(name, value);
+            }
+            let (answer, took) = self.send(list).await;
+            answer.expect_status(200).unwrap();
+            let text = answer.text();
+            let entries = elements(&text, "Key").count() + elements(&text, "CommonPrefixes").count();
+            assert_eq!(entries, expected, "{query:?}");
+            times.push(took);
+        }
+        let used = self.server.processor_time().unwrap() - before;
+        times.sort();
+        println!(
+            "ListObjectsV2, {what}: {:.1} ms in the middle, {:.1} ms at worst, {:.1} ms of processor each, of {}",
+            millis(times[times.len() / 2]),
+            millis(times[times.len() - 1]),
+            millis(used) / f64::from(u32::try_from(times.len()).unwrap()),
+            times.len()
+        );
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
