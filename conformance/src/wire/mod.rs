@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::sign::{AmzTime, Payload, Presign, sha256_hex};
+pub use self::sign::{AmzTime, Payload, PolicyScope, Presign, sha256_hex};
 use crate::target::Target;
 
 /// How long an answer may take.

@@ -102,6 +102,41 @@ impl Scope {
     }
 }
 
+/// What a policy of a form is signed with (S3 API Reference, "Authenticating Requests in Browser-Based Uploads").
+pub struct PolicyScope {
+    scope: Scope,
+    credential: String,
+}
+
+impl PolicyScope {
+    /// For the keys of a target.
+    pub fn new(target: &Target, time: AmzTime) -> Self {
+        let scope = Scope::new(target, time);
+        let credential = format!("{}/{}", target.access_key, scope.name());
+        Self { scope, credential }
+    }
+
+    /// The fields that a form must have, and its policy name.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("x-amz-algorithm", "AWS4-HMAC-SHA256".to_owned()),
+            ("x-amz-credential", self.credential.clone()),
+            ("x-amz-date", self.scope.time.long()),
+        ]
+    }
+
+    /// The signature of a policy in base64.
+    pub fn sign(&self, policy: &str) -> String {
+        self.scope.sign(policy)
+    }
+}
+
+impl std::fmt::Debug for PolicyScope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.credential)
+    }
+}
+
 pub(super) fn sign(mut request: Request, target: &Target, payload: &Payload, time: &AmzTime) -> Result<Signed> {
     let hash = match payload {
         Payload::Hashed => sha256_hex(&request.body),

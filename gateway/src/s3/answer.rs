@@ -6,7 +6,10 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderValue, header::CONTENT_LENGTH, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 
@@ -55,7 +58,14 @@ pub(super) async fn finish(response: HttpResponse, path: &str, id: &str) -> Http
     };
     let body = body.to_bytes();
     let body = if parts.status.is_client_error() || parts.status.is_server_error() {
-        completed_error(&body, path, id)
+        let body = completed_error(&body, path, id);
+        match against_policy(&body) {
+            Some(body) => {
+                parts.status = StatusCode::FORBIDDEN;
+                body
+            }
+            None => body,
+        }
     } else {
         let body = restored(body);
         if parts.extensions.get::<Unquoted>().is_some() {
@@ -83,6 +93,15 @@ fn completed_error(body: &[u8], path: &str, id: &str) -> Bytes {
     }
     let _ = write!(error, "<HostId>{id}</HostId></Error>");
     error.into()
+}
+
+/// The refusal of a form that is not as its policy wants it. The library says that the policy is invalid, S3 that access
+/// is denied.
+fn against_policy(error: &Bytes) -> Option<Bytes> {
+    const INVALID: &str = "<Code>InvalidPolicyDocument</Code><Message>Policy condition";
+    const DENIED: &str = "<Code>AccessDenied</Code><Message>Policy condition";
+    let text = std::str::from_utf8(error).ok()?;
+    text.contains(INVALID).then(|| text.replacen(INVALID, DENIED, 1).into())
 }
 
 /// A path is ASCII without control characters, so only markup matters.

@@ -180,7 +180,7 @@ fn signed_again(now: Timestamp, request: S3Request<Body>) -> S3Result<Request<Bo
         credentials.access_key,
         amz_date.fmt_date(),
         names.join(";"),
-        hex::encode(signature),
+        signature,
     );
     let uri = with_query(&request.uri, &query).ok_or_else(invalid)?;
 
