@@ -124,16 +124,18 @@ async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) 
         let message = "the length of a form must be declared";
         return refusal(S3Error::with_message(S3ErrorCode::MissingContentLength, message));
     }
-    let (mut request, watch) = match xml_body::watch(request, &app.config.domains) {
-        Ok(watched) => watched,
+    let domains = &app.config.domains;
+    let request = match xml_body::refuse_long(request, domains).await {
+        Ok(request) => request,
         Err(error) => {
-            // The body is on its way, and nobody will read it.
-            let mut response = refusal(error);
+            // Some of the body may be on its way, and nobody will read it.
+            let mut response = refusal(*error);
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
             return response;
         }
     };
+    let (mut request, watch) = xml_body::watch(request, domains);
     let place = lenient::prepare(&mut request);
     let response = library(service, request).await;
     if let Some(again) = place.and_then(|place| place.take()) {

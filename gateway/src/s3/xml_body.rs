@@ -8,14 +8,16 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, Method, Request, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
 };
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use lithos_storage::Digests;
 use s3s::{Body, S3Error, S3ErrorCode, S3Result};
@@ -56,6 +58,11 @@ const DOCUMENTS: [&str; 29] = [
     "versioning",
     "website",
 ];
+
+/// Longest document that is read to its end only to refuse it.
+const DISCARD_LEN_MAX: u64 = 256 << 20;
+/// How long that may take.
+const DISCARD_TIME: Duration = Duration::from_secs(20);
 
 /// What has been read of a body.
 #[derive(Debug, Clone, Default)]
@@ -116,26 +123,40 @@ pub(super) struct Watch {
     sha256: Option<String>,
 }
 
+/// Refuses a document that is declared longer than any that is well-formed.
+///
+/// The body is read and thrown away first, unless the client waits to be told to send it: a connection that is closed on
+/// bytes under way loses the answer too (RFC 9112, "Tear-down").
+pub(super) async fn refuse_long(
+    request: Request<Incoming>,
+    domains: &[String],
+) -> Result<Request<Incoming>, Box<S3Error>> {
+    let declared = request.body().size_hint().lower();
+    if declared <= XML_LEN_MAX as u64 || !is_document(&request, domains) {
+        return Ok(request);
+    }
+    if declared <= DISCARD_LEN_MAX && !request.headers().contains_key(EXPECT) {
+        let mut body = request.into_body();
+        let discard = async { while let Some(Ok(_)) = body.frame().await {} };
+        // Whoever is slower does not get to hear why.
+        let _ = tokio::time::timeout(DISCARD_TIME, discard).await;
+    }
+    Err(Box::new(too_long()))
+}
+
 /// Puts a request's body under watch, if it is XML.
-///
-/// # Errors
-///
-/// `MalformedXML`, before anything is read, if the body is declared longer than any that is well-formed.
-pub(super) fn watch(request: Request<Incoming>, domains: &[String]) -> S3Result<(Request<Body>, Option<Watch>)> {
+pub(super) fn watch(request: Request<Incoming>, domains: &[String]) -> (Request<Body>, Option<Watch>) {
     if !is_document(&request, domains) {
-        return Ok((request.map(Body::from), None));
+        return (request.map(Body::from), None);
     }
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let len: u64 = text(CONTENT_LENGTH.as_str())
         .and_then(|len| len.parse().ok())
         .unwrap_or_default();
-    if len > XML_LEN_MAX as u64 {
-        return Err(too_long());
-    }
     let hash = text("x-amz-content-sha256").unwrap_or_default();
     if hash.starts_with("STREAMING-") {
         // What passes here is framed; the library verifies the frames.
-        return Ok((request.map(Body::from), None));
+        return (request.map(Body::from), None);
     }
     let watch = Watch {
         seen: Seen {
@@ -152,7 +173,7 @@ pub(super) fn watch(request: Request<Incoming>, domains: &[String]) -> S3Result<
         seen: watch.seen.clone(),
     };
     let request = Request::from_parts(parts, Body::http_body_unsync(body));
-    Ok((request, Some(watch)))
+    (request, Some(watch))
 }
 
 fn is_document(request: &Request<Incoming>, domains: &[String]) -> bool {
