@@ -361,10 +361,9 @@ fn add_jobs(txn: &mut Txn, now: Timestamp, record: &mut ObjectRecord, jobs: &[Ne
 
 fn check_condition(condition: &WriteCondition, key: &ObjectKey, current: Option<&ObjectRecord>) -> Result<()> {
     let (holds, wanted) = match condition {
-        WriteCondition::Always => (true, String::new()),
         WriteCondition::Absent => (current.is_none(), "it exists already".to_owned()),
         WriteCondition::Present if current.is_none() => return Err(no_such_key(key)),
-        WriteCondition::Present => (true, String::new()),
+        WriteCondition::Always | WriteCondition::Present => (true, String::new()),
         WriteCondition::ETagIn(etags) => match current {
             None => return Err(no_such_key(key)),
             Some(current) => (etags.contains(&current.etag), format!("its ETag is {}", current.etag)),

@@ -326,7 +326,7 @@ async fn attributes_of_an_object(bench: Bench) -> Result<()> {
         all.e_tag()
     );
     ensure!(all.object_size() == Some(1) && all.last_modified().is_some());
-    ensure!(all.storage_class().map(|class| class.as_str()) == Some("STANDARD"));
+    ensure!(all.storage_class().map(aws_sdk_s3::types::StorageClass::as_str) == Some("STANDARD"));
     ensure!(all.object_parts().is_none(), "{:?}", all.object_parts());
     let sum = all.checksum().context("no checksum")?;
     ensure!(sum.checksum_sha256() == put.checksum_sha256() && sum.checksum_type() == Some(&ChecksumType::FullObject));

@@ -1,4 +1,4 @@
-//! PostObject: uploads by forms of browsers (S3 API Reference, "POST Object" and "Creating a POST Policy").
+//! `PostObject`: uploads by forms of browsers (S3 API Reference, "POST Object" and "Creating a POST Policy").
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -160,7 +160,7 @@ async fn a_form_is_an_object(bench: Bench) -> Result<()> {
             .map(String::as_str)
             == Some("red")
     );
-    ensure!(head.storage_class().map(|class| class.as_str()) == Some("STANDARD_IA"));
+    ensure!(head.storage_class().map(aws_sdk_s3::types::StorageClass::as_str) == Some("STANDARD_IA"));
     let tags = bench.client.get_object_tagging().bucket(&bench.bucket).key("a b/ü");
     let tags = tags.send().await?;
     let tags: Vec<_> = tags.tag_set().iter().map(|tag| (tag.key(), tag.value())).collect();

@@ -33,7 +33,10 @@ async fn storage_classes_are_kept_and_shown(bench: Bench) -> Result<()> {
         );
         let list = bench.client.list_objects_v2().bucket(&bench.bucket).send().await?;
         let listed = list.contents().first().and_then(|object| object.storage_class());
-        ensure!(listed.map(|listed| listed.as_str()) == Some(class), "{listed:?}");
+        ensure!(
+            listed.map(aws_sdk_s3::types::ObjectStorageClass::as_str) == Some(class),
+            "{listed:?}"
+        );
     }
     put("STANDARD").await?;
     let head = bench.client.head_object().bucket(&bench.bucket).key("k").send().await?;

@@ -190,7 +190,7 @@ async fn keys_are_answered_as_they_are(bench: Bench) -> Result<()> {
     let delete = bench
         .bucket("POST")
         .query("delete", "")
-        .body("<Delete><Object><Key>&#x1;a</Key></Object></Delete>");
+        .body("<Delete><Object><Key>\u{1}a</Key></Object></Delete>");
     let answer = delete.signed(&bench.target)?.send(&bench.target).await?;
     answer.expect_status(200)?;
     ensure!(answer.text().contains("<Key>&#x1;a</Key>"), "{}", answer.text());

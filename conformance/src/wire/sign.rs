@@ -191,6 +191,12 @@ fn string_to_sign(scope: &Scope, canonical: &str) -> String {
     )
 }
 
+/// Runs of spaces count as one.
+fn single_spaced(value: &str) -> String {
+    let words: Vec<&str> = value.split(' ').filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
 /// The canonical request, and the names of the headers in it.
 fn canonical_request(request: &Request, target: &Target, hash: &str) -> Result<(String, String)> {
     let mut query: Vec<(String, String)> = request
@@ -210,7 +216,7 @@ fn canonical_request(request: &Request, target: &Target, hash: &str) -> Result<(
     let mut headers: Vec<(String, String)> = request
         .headers
         .iter()
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .map(|(name, value)| (name.to_ascii_lowercase(), single_spaced(value)))
         .collect();
     headers.push(("host".to_owned(), host));
     headers.sort();

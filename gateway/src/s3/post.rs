@@ -1,4 +1,4 @@
-//! PostObject: uploads by forms of browsers (S3 API Reference, "POST Object").
+//! `PostObject`: uploads by forms of browsers (S3 API Reference, "POST Object").
 //!
 //! The library reads the form, verifies its signature and holds it against its policy. What is left is a PutObject whose
 //! headers came as fields, and an answer for a browser.
