@@ -1,4 +1,4 @@
-//! GetObjectAttributes.
+//! `GetObjectAttributes`.
 
 use lithos_storage::{ObjectRecord, OpenObject, PARTS_A_READ_MAX, PartNumber, PartSize};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};

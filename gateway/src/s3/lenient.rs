@@ -115,22 +115,22 @@ fn normal_range(text: &str) -> Option<String> {
         return None;
     }
     let (first, last) = set.trim().split_once('-')?;
-    match (position(first)?, position(last)?) {
-        (None, None) => None,
-        (None, Some(suffix)) => Some(format!("bytes=-{suffix}")),
-        (Some(first), None) => Some(format!("bytes={first}-")),
-        (Some(first), Some(last)) => (first <= last).then(|| format!("bytes={first}-{last}")),
+    match (first.trim(), last.trim()) {
+        ("", "") => None,
+        ("", suffix) => Some(format!("bytes=-{}", position(suffix)?)),
+        (first, "") => Some(format!("bytes={}-", position(first)?)),
+        (first, last) => {
+            let (first, last) = (position(first)?, position(last)?);
+            (first <= last).then(|| format!("bytes={first}-{last}"))
+        }
     }
 }
 
-/// A number of a range: none where there are no digits, and the largest for any that is larger.
-fn position(text: &str) -> Option<Option<u64>> {
+/// A number of a range; the largest that there is for any that is larger.
+fn position(text: &str) -> Option<u64> {
     const LARGEST: u64 = i64::MAX.cast_unsigned();
-    let text = text.trim();
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    Some((!text.is_empty()).then(|| text.parse().unwrap_or(LARGEST).min(LARGEST)))
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(LARGEST).min(LARGEST))
 }
 
 fn parameters(uri: &Uri) -> impl Iterator<Item = (String, String)> {

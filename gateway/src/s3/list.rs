@@ -1,7 +1,7 @@
 //! ListObjects, ListObjectsV2 and ListMultipartUploads.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
-use lithos_storage::{ListObjects, ListUploads, Listing, ListingEntry, ObjectRecord};
+use lithos_storage::{ListObjects, ListUploads, Listing, ListingEntry, ObjectRecord, UploadEntry};
 use percent_encoding::utf8_percent_encode;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
@@ -131,29 +131,7 @@ pub(super) async fn list_multipart_uploads(
     for entry in listing.entries {
         match entry {
             ListingEntry::CommonPrefix(prefix) => common_prefixes.push(common_prefix(&prefix, encoding)),
-            ListingEntry::Key(key, upload) => uploads.push(dto::MultipartUpload {
-                key: Some(encoding.apply(&key)),
-                upload_id: Some(upload.id.to_string()),
-                initiated: Some(timestamp(upload.record.initiated)),
-                owner: Some(owner(&upload.record.owner)),
-                initiator: Some(dto::Initiator {
-                    id: Some(upload.record.owner.clone()),
-                    display_name: Some(upload.record.owner),
-                }),
-                storage_class: Some(dto::StorageClass::from(
-                    upload
-                        .record
-                        .headers
-                        .storage_class
-                        .unwrap_or_else(|| dto::StorageClass::STANDARD.to_owned()),
-                )),
-                checksum_algorithm: upload
-                    .record
-                    .checksum_algorithm
-                    .map(|algorithm| dto::ChecksumAlgorithm::from_static(checksum::name(algorithm))),
-                checksum_type: upload.record.checksum_type.map(checksum::checksum_type),
-                ..Default::default()
-            }),
+            ListingEntry::Key(key, upload) => uploads.push(listed_upload(&key, upload, encoding)),
         }
     }
     Ok(S3Response::new(dto::ListMultipartUploadsOutput {
@@ -171,6 +149,29 @@ pub(super) async fn list_multipart_uploads(
         encoding_type: input.encoding_type,
         ..Default::default()
     }))
+}
+
+fn listed_upload(key: &str, upload: UploadEntry, encoding: Encoding) -> dto::MultipartUpload {
+    let UploadEntry { id, record } = upload;
+    let class = record.headers.storage_class;
+    dto::MultipartUpload {
+        key: Some(encoding.apply(key)),
+        upload_id: Some(id.to_string()),
+        initiated: Some(timestamp(record.initiated)),
+        owner: Some(owner(&record.owner)),
+        initiator: Some(dto::Initiator {
+            id: Some(record.owner.clone()),
+            display_name: Some(record.owner),
+        }),
+        storage_class: Some(class.map_or_else(
+            || dto::StorageClass::from_static(dto::StorageClass::STANDARD),
+            dto::StorageClass::from,
+        )),
+        checksum_algorithm: record
+            .checksum_algorithm
+            .map(|algorithm| dto::ChecksumAlgorithm::from_static(checksum::name(algorithm))),
+        checksum_type: record.checksum_type.map(checksum::checksum_type),
+    }
 }
 
 async fn page(app: &App, bucket: &str, list: &ListObjects) -> S3Result<Listing<ObjectRecord>> {

@@ -2,22 +2,19 @@
 //!
 //! The library reads the form, verifies its signature and holds it against its policy. What is left is a PutObject whose
 //! headers came as fields, and an answer for a browser.
+//!
+//! Differs: the field `tagging` is not looked at, because the library does not hand it on.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri,
     header::{ETAG, HOST, LOCATION},
 };
-use s3s::{
-    S3ErrorCode, S3Request, S3Response, S3Result, dto,
-    post_policy::{PostPolicy, PostPolicyCondition},
-    stream::ByteStream,
-    xml::{self, Deserialize as _},
-};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto, stream::ByteStream};
 
 use super::{
     checksum::Expected,
     put::{Upload, user_upload},
-    wire::{OBJECT_TAGS_MAX, bucket_name, object_key, refuse, set_tags, signer},
+    wire::{bucket_name, object_key, refuse, signer},
 };
 use crate::app::App;
 
@@ -31,9 +28,6 @@ pub(super) async fn post_object(
         return Err(refuse(S3ErrorCode::InvalidArgument, "the form names an empty key"));
     }
     let (bucket, key) = (bucket_name(&input.bucket)?, object_key(&input.key)?);
-    if let Some(tags) = input.policy.as_ref().map(form_tags).transpose()?.flatten() {
-        input.tagging = Some(tags);
-    }
     let redirect = input.success_action_redirect.take().as_deref().and_then(redirect);
     let expected = Expected::of(&fields(&input)?)?;
     let len = input.body.as_ref().and_then(|body| body.remaining_length().exact());
@@ -72,34 +66,6 @@ pub(super) async fn post_object(
         }
     }
     Ok(response)
-}
-
-/// The tags of a form, as the header `x-amz-tagging` has them.
-///
-/// The library does not hand the field on, but a policy that wants it to be this document says what it is.
-///
-/// Differs: S3 takes the field from policies that only say how it begins.
-fn form_tags(policy: &PostPolicy) -> S3Result<Option<String>> {
-    const FIELD: &str = "tagging";
-    for condition in &policy.conditions {
-        match condition {
-            PostPolicyCondition::Eq { field, value } if field == FIELD => {
-                let tagging = dto::Tagging::deserialize(&mut xml::Deserializer::new(value.as_bytes()))
-                    .map_err(|_| refuse(S3ErrorCode::MalformedXML, "the field tagging is not a Tagging document"))?;
-                let tags = set_tags(tagging.tag_set, OBJECT_TAGS_MAX)?;
-                let mut text = url::form_urlencoded::Serializer::new(String::new());
-                return Ok(Some(text.extend_pairs(&tags).finish()));
-            }
-            PostPolicyCondition::StartsWith { field, .. } if field == FIELD => {
-                return Err(refuse(
-                    S3ErrorCode::NotImplemented,
-                    "the tags of a form must be written out in its policy",
-                ));
-            }
-            _ => {}
-        }
-    }
-    Ok(None)
 }
 
 /// What of a form is the object's.
