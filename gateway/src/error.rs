@@ -61,6 +61,16 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
     S3Error::with_message(code, error.to_string())
 }
 
+/// A body that does not hash to the `x-amz-content-sha256` it was signed with. The library has no such code.
+pub(crate) fn content_mismatch() -> S3Error {
+    let mut error = S3Error::with_message(
+        S3ErrorCode::Custom("XAmzContentSHA256Mismatch".into()),
+        "the body does not have the x-amz-content-sha256 that was declared",
+    );
+    error.set_status_code(http::StatusCode::BAD_REQUEST);
+    error
+}
+
 /// A body that could not be read: refused while it was being verified, over a limit, or cut off.
 fn body_error(error: &Error) -> S3Error {
     let mut source = std::error::Error::source(error);
@@ -76,6 +86,9 @@ fn body_error(error: &Error) -> S3Error {
                 S3ErrorCode::EntityTooLarge,
                 "the body is over the size limit of one upload",
             );
+        }
+        if matches!(cause.downcast_ref(), Some(UploadStreamError::Sha256Mismatch)) {
+            return content_mismatch();
         }
         let verification = cause
             .downcast_ref::<AwsChunkedStreamError>()

@@ -1,6 +1,7 @@
 //! Digests of a body, computed as it passes.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use md5::{Digest as _, Md5};
 use sha1::Sha1;
@@ -32,6 +33,15 @@ pub struct Digests {
 }
 
 impl Digests {
+    /// The digests of bytes that are in memory, in pieces.
+    pub fn of<'b>(pieces: impl IntoIterator<Item = &'b Bytes>, set: &DigestSet) -> Self {
+        let mut hasher = Hasher::new(set);
+        for piece in pieces {
+            hasher.update(piece);
+        }
+        hasher.finish()
+    }
+
     /// The checksum of `algorithm` in base64, if it was computed.
     pub fn checksum(&self, algorithm: ChecksumAlgorithm) -> Option<&str> {
         self.checksums

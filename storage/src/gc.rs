@@ -30,6 +30,7 @@ use crate::{
     kv::{Durability, Order, Scan, Txn, transact},
     layout::Layout,
     multipart::parse_number,
+    part_checksum::clear_part_checksums,
     rows::Rows,
     schema::{
         DeadLayout, EndedUpload, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord,
@@ -256,6 +257,7 @@ impl Store {
         self.delete_blobs_of(layout, report).await?;
         self.return_borrowed(layout).await?;
         transact!(&self.core.kv, |txn| {
+            clear_part_checksums(&mut txn, layout).await?;
             txn.delete(Keys::layout(layout))?;
             txn.delete(Keys::compression(layout))?;
             txn.delete(Keys::compaction(layout))?;

@@ -59,6 +59,7 @@ mod list;
 pub mod local;
 mod multipart;
 mod object;
+mod part_checksum;
 mod peer;
 mod pin;
 mod quota;
@@ -83,7 +84,8 @@ pub use self::{
     ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
-    object::{NewObject, OpenObject, PutOutcome, WriteCondition},
+    object::{DeleteCondition, NewObject, OpenObject, PutOutcome, WriteCondition},
+    part_checksum::PARTS_A_READ_MAX,
     peer::{PEERS_MAX, PeerRecord},
     read::{ObjectReader, ReadStream},
     replica::{BLOB_TRAILER_LEN, MissingBlobs, REPLICA_BLOBS_MAX, Replica, ReplicaOutcome},

@@ -24,6 +24,7 @@ use crate::{
     layout::{Layout, LayoutBuilder, LayoutCursor},
     object::{PutOutcome, WriteCondition, release, write_object},
     quota::{charge_part, uncharge_parts},
+    part_checksum::keep_part_checksums,
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,
@@ -328,6 +329,8 @@ impl Store {
             txn.delete(Keys::upload(bucket.id, key.as_str(), id))?;
             txn.put(Keys::ended_upload(id), encode(&ended))?;
             uncharge_parts(&mut txn, &bucket, id).await?;
+            let checksums = joined.parts.iter().map(|part| part.checksum.as_ref());
+            keep_part_checksums(&mut txn, id, record.checksum.as_ref(), checksums)?;
             let record = write_object(&mut txn, self.now(), &bucket, key, record, condition, &jobs).await?;
             Ok(Some(PutOutcome { record, bucket }))
         });
@@ -423,15 +426,20 @@ fn choose_parts(
     if named.is_empty() {
         return Err(Error::new(ErrorKind::InvalidArgument, "a completion names no part"));
     }
+    // S3 looks at the order of all, then at what each names, and at sizes last.
+    if let Some((_, after)) = named
+        .iter()
+        .zip(named.iter().skip(1))
+        .find(|(a, b)| a.number >= b.number)
+    {
+        return Err(Error::new(
+            ErrorKind::InvalidPartOrder,
+            format!("part {} is out of order", after.number.get()),
+        ));
+    }
     let mut chosen: Vec<Part> = Vec::with_capacity(named.len().min(parts.len()));
-    for (position, name) in named.iter().enumerate() {
+    for name in named {
         let number = name.number;
-        if chosen.last().is_some_and(|before| before.number >= number) {
-            return Err(Error::new(
-                ErrorKind::InvalidPartOrder,
-                format!("part {} is out of order", number.get()),
-            ));
-        }
         let part = parts.remove(&number).filter(|part| part.etag == name.etag);
         let part = part.ok_or_else(|| {
             Error::new(
@@ -451,20 +459,20 @@ fn choose_parts(
                 format!("part {} has another checksum", number.get()),
             ));
         }
-        let last = position + 1 == named.len();
-        if !last && part.size < part_len_min {
-            return Err(Error::new(
-                ErrorKind::PartTooSmall,
-                format!(
-                    "part {} has {} bytes; all but the last need {part_len_min}",
-                    number.get(),
-                    part.size
-                ),
-            ));
-        }
         chosen.push(part);
     }
-    Ok(chosen)
+    let last = chosen.len().saturating_sub(1);
+    match chosen.iter().take(last).find(|part| part.size < part_len_min) {
+        Some(part) => Err(Error::new(
+            ErrorKind::PartTooSmall,
+            format!(
+                "part {} has {} bytes; all but the last need {part_len_min}",
+                part.number.get(),
+                part.size
+            ),
+        )),
+        None => Ok(chosen),
+    }
 }
 
 /// The rows of an upload's parts, of those that were chosen, in order.

@@ -1,13 +1,17 @@
 //! Objects: put, open, delete, and changes of what is known of them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use futures::StreamExt;
 
 use crate::{
     blob::BlobId,
     bucket::require_bucket,
     clock::Timestamp,
     compress::queue_compression,
+    digest::{DigestSet, Digests},
     error::{Error, ErrorKind, Result},
+    hashing::Hashing,
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
     pin::LayoutPin,
@@ -63,8 +67,12 @@ pub enum WriteCondition {
     Always,
     /// There is none (`If-None-Match: *`).
     Absent,
-    /// Its `ETag` is this (`If-Match`).
-    ETagIs(String),
+    /// There is one (`If-Match: *`).
+    Present,
+    /// There is one, and its `ETag` is among these (`If-Match`).
+    ETagIn(Vec<String>),
+    /// There is none, or its `ETag` is not among these (`If-None-Match`).
+    ETagNotIn(Vec<String>),
     /// There is none, or its annotation `name` has this value: a job replaces only what it made itself.
     AbsentOrAnnotated {
         /// The annotation.
@@ -72,6 +80,21 @@ pub enum WriteCondition {
         /// Its value.
         value: String,
     },
+}
+
+/// What must hold of the current version for a delete to go ahead. Checked in the transaction that deletes.
+///
+/// Only `present` wants that there is a version; whatever else is asked holds of one that is gone already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeleteCondition {
+    /// There is one (`If-Match: *`).
+    pub present: bool,
+    /// Its `ETag` is among these (`If-Match`); `None` for any.
+    pub etags: Option<Vec<String>>,
+    /// It was last written in this second since 1970 (`x-amz-if-match-last-modified-time`).
+    pub last_modified_secs: Option<u64>,
+    /// It has this length in bytes (`x-amz-if-match-size`).
+    pub size: Option<u64>,
 }
 
 /// What a put did.
@@ -102,6 +125,20 @@ impl OpenObject {
             Arc::new(self.record.layout.clone()),
             Some(self.pin()),
         )
+    }
+
+    /// Computes digests of the bytes of `range`, cut off at the object's end, which are read for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] or [`ErrorKind::Io`] if they cannot be read.
+    pub async fn digests(&self, range: Range<u64>, set: &DigestSet) -> Result<Digests> {
+        let mut hashing = Hashing::new(set);
+        let mut bytes = self.reader().stream(range);
+        while let Some(chunk) = bytes.next().await {
+            hashing.update(chunk?).await?;
+        }
+        hashing.finish().await
     }
 
     pub(crate) fn pin(&self) -> Arc<LayoutPin> {
@@ -223,10 +260,27 @@ impl Store {
     ///
     /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Io`] if the index fails.
     pub async fn delete_object(&self, bucket: &BucketName, key: &ObjectKey) -> Result<bool> {
+        self.delete_object_if(bucket, key, &DeleteCondition::default()).await
+    }
+
+    /// Deletes the current version of `key` if `condition` holds of it. Says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::PreconditionFailed`] if the condition does not hold; [`ErrorKind::Io`] if
+    /// the index fails.
+    pub async fn delete_object_if(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        condition: &DeleteCondition,
+    ) -> Result<bool> {
         let existed = transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
             let row = Keys::object(bucket.id, key.as_str().as_bytes());
-            let Some(record) = get::<ObjectRecord>(&mut txn, &row).await? else {
+            let current = get::<ObjectRecord>(&mut txn, &row).await?;
+            check_delete(condition, key, current.as_ref())?;
+            let Some(record) = current else {
                 return Ok(false);
             };
             txn.delete(row)?;
@@ -323,12 +377,17 @@ fn add_jobs(txn: &mut Txn, now: Timestamp, record: &mut ObjectRecord, jobs: &[Ne
 
 fn check_condition(condition: &WriteCondition, key: &ObjectKey, current: Option<&ObjectRecord>) -> Result<()> {
     let (holds, wanted) = match condition {
-        WriteCondition::Always => (true, String::new()),
         WriteCondition::Absent => (current.is_none(), "it exists already".to_owned()),
-        WriteCondition::ETagIs(etag) => match current {
-            None => return Err(Error::new(ErrorKind::NoSuchKey, format!("{key} does not exist"))),
-            Some(current) => (current.etag == *etag, format!("its ETag is {}", current.etag)),
+        WriteCondition::Present if current.is_none() => return Err(no_such_key(key)),
+        WriteCondition::Always | WriteCondition::Present => (true, String::new()),
+        WriteCondition::ETagIn(etags) => match current {
+            None => return Err(no_such_key(key)),
+            Some(current) => (etags.contains(&current.etag), format!("its ETag is {}", current.etag)),
         },
+        WriteCondition::ETagNotIn(etags) => (
+            current.is_none_or(|current| !etags.contains(&current.etag)),
+            "it has this ETag".to_owned(),
+        ),
         WriteCondition::AbsentOrAnnotated { name, value } => (
             current.is_none_or(|current| current.annotations.get(name) == Some(value)),
             format!("an object is there that was not derived from {value}"),
@@ -344,11 +403,48 @@ fn check_condition(condition: &WriteCondition, key: &ObjectKey, current: Option<
     }
 }
 
+fn check_delete(condition: &DeleteCondition, key: &ObjectKey, current: Option<&ObjectRecord>) -> Result<()> {
+    let failed = |why: String| {
+        Err(Error::new(
+            ErrorKind::PreconditionFailed,
+            format!("{key} is not deleted: {why}"),
+        ))
+    };
+    let Some(current) = current else {
+        return if condition.present {
+            failed("it does not exist".to_owned())
+        } else {
+            Ok(())
+        };
+    };
+    if condition
+        .etags
+        .as_ref()
+        .is_some_and(|etags| !etags.contains(&current.etag))
+    {
+        return failed(format!("its ETag is {}", current.etag));
+    }
+    if condition
+        .last_modified_secs
+        .is_some_and(|secs| secs != current.last_modified.0 / 1000)
+    {
+        return failed("it was last modified at another time".to_owned());
+    }
+    if condition.size.is_some_and(|size| size != current.size()) {
+        return failed(format!("it has {} bytes", current.size()));
+    }
+    Ok(())
+}
+
+fn no_such_key(key: &ObjectKey) -> Error {
+    Error::new(ErrorKind::NoSuchKey, format!("{key} does not exist"))
+}
+
 /// The record of the current version of `key`.
 pub(crate) async fn require_object(txn: &mut Txn, bucket: BucketId, key: &ObjectKey) -> Result<ObjectRecord> {
     match txn.get(&Keys::object(bucket, key.as_str().as_bytes())).await? {
         Some(record) => decode(&record),
-        None => Err(Error::new(ErrorKind::NoSuchKey, format!("{key} does not exist"))),
+        None => Err(no_such_key(key)),
     }
 }
 

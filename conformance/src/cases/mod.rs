@@ -2,13 +2,20 @@
 
 pub mod bad_input;
 pub mod buckets;
+pub mod checksums;
 pub mod chunked_uploads;
+pub mod conditions;
 pub mod copy_object;
+pub mod forms;
 pub mod list_objects;
+pub mod metadata;
 pub mod multipart_upload;
+pub mod names;
 pub mod objects;
 pub mod presigned;
+pub mod ranges;
 pub mod tagging;
+pub mod unsupported;
 pub mod virtual_host;
 
 use crate::case::Case;
@@ -38,6 +45,13 @@ pub fn all() -> Vec<Case> {
     [
         buckets::all(),
         objects::all(),
+        conditions::all(),
+        ranges::all(),
+        checksums::all(),
+        metadata::all(),
+        names::all(),
+        forms::all(),
+        unsupported::all(),
         copy_object::all(),
         list_objects::all(),
         multipart_upload::all(),

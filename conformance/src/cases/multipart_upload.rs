@@ -7,6 +7,7 @@ use aws_sdk_s3::{
     types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use futures::{StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
 
 use crate::{
@@ -21,7 +22,7 @@ crate::cases! {
     "UploadPart": a_part_can_be_sent_again, absurd_part_numbers_are_refused, an_unknown_upload_is_said;
     "UploadPartCopy": slices_of_objects, ranges_outside_are_refused;
     "CompleteMultipartUpload": parts_join_in_the_order_of_their_numbers, parts_can_be_left_out, wrong_lists_are_refused,
-        checksums_of_the_whole, twice_is_harmless, if_none_match_keeps_the_first;
+        checksums_of_the_whole, twice_is_harmless, the_first_fault_is_told, ten_thousand_parts, an_abort_ends_it_for_all, if_none_match_keeps_the_first;
     "AbortMultipartUpload": an_aborted_upload_is_gone;
     "ListParts": parts_come_in_pages;
     "ListMultipartUploads": uploads_come_in_pages;
@@ -614,5 +615,129 @@ async fn uploads_come_in_pages(bench: Bench) -> Result<()> {
         .send()
         .await?;
     ensure!(some.uploads().len() == 3, "{:?}", some.uploads());
+    Ok(())
+}
+
+/// The order of a list is looked at before what it names, and sizes at last.
+async fn the_first_fault_is_told(bench: Bench) -> Result<()> {
+    let upload = Upload::begin(&bench, "k").await?;
+    let small = upload.part(1, b"small").await?;
+    let last = upload.part(3, b"last").await?;
+    let missing = CompletedPart::builder().part_number(2).e_tag("\"0\"").build();
+    for (parts, code) in [
+        (vec![last.clone(), missing.clone(), small.clone()], "InvalidPartOrder"),
+        (vec![small.clone(), small.clone()], "InvalidPartOrder"),
+        (vec![small.clone(), missing, last.clone()], "InvalidPart"),
+        (vec![small, last], "EntityTooSmall"),
+    ] {
+        expect_code(upload.complete(parts).send().await, code)?;
+    }
+    bench.expect_absent("k").await?;
+    for body in [
+        "<CompleteMultipartUpload></CompleteMultipartUpload>",
+        "<CompleteMultipartUpload><Part></Part></CompleteMultipartUpload>",
+        "<CompleteMultipartUpload><Part>",
+        "nonsense",
+    ] {
+        let complete = bench.object("POST", "k").query("uploadId", &upload.id).body(body);
+        let answer = complete.signed(&bench.target)?.send(&bench.target).await?;
+        answer
+            .expect_error(400, "MalformedXML")
+            .with_context(|| body.to_owned())?;
+    }
+    upload.abort().await
+}
+
+/// The longest upload there is: its listing comes in pages, and completing it does not keep anybody waiting. All parts are
+/// slices of one object, so that they need not be sent.
+async fn ten_thousand_parts(bench: Bench) -> Result<()> {
+    const COUNT: i32 = 10_000;
+    const AT_A_TIME: usize = 16;
+    bench.put("source", &Pattern(8).bytes(0..PART)).await?;
+    let upload = Upload::begin(&bench, "k").await?;
+    let source = object_path(&bench.bucket, "source").split_off(1);
+    let copies = (1..=COUNT).map(|number| {
+        let copy = bench.client.upload_part_copy().bucket(&bench.bucket).key("k");
+        let copy = copy.upload_id(&upload.id).part_number(number).copy_source(&source);
+        async move {
+            let copied = copy.send().await?;
+            let etag = copied.copy_part_result().and_then(|result| result.e_tag());
+            Ok::<_, anyhow::Error>(
+                CompletedPart::builder()
+                    .part_number(number)
+                    .set_e_tag(etag.map(str::to_owned))
+                    .build(),
+            )
+        }
+    });
+    let parts: Vec<CompletedPart> = futures::stream::iter(copies).buffered(AT_A_TIME).try_collect().await?;
+    let page = bench
+        .client
+        .list_parts()
+        .bucket(&bench.bucket)
+        .key("k")
+        .upload_id(&upload.id);
+    let page = page.part_number_marker("9500").send().await?;
+    ensure!(
+        page.parts().len() == 500 && page.is_truncated() == Some(false),
+        "{}",
+        page.parts().len()
+    );
+    let begun = std::time::Instant::now();
+    upload.complete(parts).send().await?;
+    let took = begun.elapsed();
+    // A client or a proxy in between gives up on an answer that says nothing for much longer.
+    ensure!(took < std::time::Duration::from_secs(20), "completing took {took:?}");
+    let head = bench
+        .client
+        .head_object()
+        .bucket(&bench.bucket)
+        .key("k")
+        .part_number(COUNT)
+        .send()
+        .await?;
+    ensure!(head.parts_count() == Some(COUNT), "{:?}", head.parts_count());
+    ensure!(head.content_length() == Some(i64::try_from(PART)?));
+    Ok(())
+}
+
+/// Whatever races with an abort, nothing of the upload is left afterwards.
+async fn an_abort_ends_it_for_all(bench: Bench) -> Result<()> {
+    for round in 0..8 {
+        let upload = Upload::begin(&bench, "k").await?;
+        let part = upload.part(1, b"first").await?;
+        let content = Pattern(round).bytes(0..300_000);
+        let (sent, aborted, completed) = tokio::join!(
+            upload.part(2, &content),
+            upload.abort(),
+            upload.complete(vec![part]).send()
+        );
+        // Either of them was first; the other is told that there is no upload any more.
+        ensure!(aborted.is_ok() != completed.is_ok(), "{aborted:?}, {completed:?}");
+        drop(sent);
+        if aborted.is_ok() {
+            bench.expect_absent("k").await?;
+        } else {
+            ensure!(bench.get("k").await? == b"first");
+            bench
+                .client
+                .delete_object()
+                .bucket(&bench.bucket)
+                .key("k")
+                .send()
+                .await?;
+        }
+        expect_code(
+            bench
+                .client
+                .list_parts()
+                .bucket(&bench.bucket)
+                .key("k")
+                .upload_id(&upload.id)
+                .send()
+                .await,
+            "NoSuchUpload",
+        )?;
+    }
     Ok(())
 }

@@ -18,7 +18,7 @@ use tokio::{
 
 pub use self::{
     connection::Connection,
-    sign::{AmzTime, Payload, Presign, sha256_hex},
+    sign::{AmzTime, Payload, PolicyScope, Presign, sha256_hex},
 };
 use crate::target::Target;
 

@@ -102,6 +102,41 @@ impl Scope {
     }
 }
 
+/// What a policy of a form is signed with (S3 API Reference, "Authenticating Requests in Browser-Based Uploads").
+pub struct PolicyScope {
+    scope: Scope,
+    credential: String,
+}
+
+impl PolicyScope {
+    /// For the keys of a target.
+    pub fn new(target: &Target, time: AmzTime) -> Self {
+        let scope = Scope::new(target, time);
+        let credential = format!("{}/{}", target.access_key, scope.name());
+        Self { scope, credential }
+    }
+
+    /// The fields that a form must have, and its policy name.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("x-amz-algorithm", "AWS4-HMAC-SHA256".to_owned()),
+            ("x-amz-credential", self.credential.clone()),
+            ("x-amz-date", self.scope.time.long()),
+        ]
+    }
+
+    /// The signature of a policy in base64.
+    pub fn sign(&self, policy: &str) -> String {
+        self.scope.sign(policy)
+    }
+}
+
+impl std::fmt::Debug for PolicyScope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.credential)
+    }
+}
+
 pub(super) fn sign(mut request: Request, target: &Target, payload: &Payload, time: &AmzTime) -> Result<Signed> {
     let hash = match payload {
         Payload::Hashed => sha256_hex(&request.body),
@@ -156,6 +191,12 @@ fn string_to_sign(scope: &Scope, canonical: &str) -> String {
     )
 }
 
+/// Runs of spaces count as one.
+fn single_spaced(value: &str) -> String {
+    let words: Vec<&str> = value.split(' ').filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
 /// The canonical request, and the names of the headers in it.
 fn canonical_request(request: &Request, target: &Target, hash: &str) -> Result<(String, String)> {
     let mut query: Vec<(String, String)> = request
@@ -175,7 +216,7 @@ fn canonical_request(request: &Request, target: &Target, hash: &str) -> Result<(
     let mut headers: Vec<(String, String)> = request
         .headers
         .iter()
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .map(|(name, value)| (name.to_ascii_lowercase(), single_spaced(value)))
         .collect();
     headers.push(("host".to_owned(), host));
     headers.sort();

@@ -39,12 +39,19 @@ macro_rules! families {
 families!(
     bad_input,
     buckets,
+    checksums,
     chunked_uploads,
+    conditions,
     copy_object,
+    forms,
     list_objects,
+    metadata,
     multipart_upload,
+    names,
     objects,
     presigned,
+    ranges,
     tagging,
+    unsupported,
     virtual_host
 );

@@ -92,7 +92,7 @@ impl S3Route for SignedRoutes {
 }
 
 /// Whether the `Host` header names a bucket (virtual-host style): then the whole path is a key, whatever it begins with.
-fn names_bucket(headers: &HeaderMap, domains: &[String]) -> bool {
+pub(crate) fn names_bucket(headers: &HeaderMap, domains: &[String]) -> bool {
     let host = headers
         .get(HOST)
         .and_then(|host| host.to_str().ok())

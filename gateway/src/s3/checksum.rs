@@ -32,6 +32,35 @@ pub(super) struct Expected {
 impl Expected {
     /// What the headers of an upload declare.
     pub(super) fn of(headers: &HeaderMap) -> S3Result<Self> {
+        let mut expected = Self::declared(headers)?;
+        if let Some(trailer) = text(headers, "x-amz-trailer") {
+            expected.add_trailer(trailer)?;
+        }
+        if let Some(name) = text(headers, "x-amz-sdk-checksum-algorithm") {
+            let announced = parse_algorithm(name)?;
+            if expected.algorithm != Some(announced) {
+                return Err(refuse(
+                    S3ErrorCode::InvalidRequest,
+                    format!("x-amz-sdk-checksum-algorithm says {name}, but no header or trailer has this checksum"),
+                ));
+            }
+        }
+        Ok(expected)
+    }
+
+    /// What the headers of a request declare of its document. Those of one that `completes` an upload speak of the object.
+    pub(super) fn of_document(headers: &HeaderMap, completes: bool) -> S3Result<Self> {
+        if completes {
+            return Ok(Self {
+                md5: content_md5(headers)?,
+                ..Self::default()
+            });
+        }
+        Self::declared(headers)
+    }
+
+    /// What is declared before the body.
+    fn declared(headers: &HeaderMap) -> S3Result<Self> {
         let mut expected = Self {
             md5: content_md5(headers)?,
             ..Self::default()
@@ -57,15 +86,22 @@ impl Expected {
         }
         drop(declared);
         refuse_unknown(headers)?;
-        if let Some(trailer) = text(headers, "x-amz-trailer") {
-            expected.add_trailer(trailer)?;
-        }
-        if expected.algorithm.is_none()
-            && let Some(name) = text(headers, "x-amz-sdk-checksum-algorithm")
-        {
-            expected.algorithm = Some(parse_algorithm(name)?);
-        }
         Ok(expected)
+    }
+
+    /// Refuses a part's checksum if the upload has `announced` another algorithm (S3 API Reference, "UploadPart").
+    pub(super) fn check_part(&self, announced: Option<Algorithm>) -> S3Result<()> {
+        match (announced, self.algorithm) {
+            (Some(announced), Some(sent)) if announced != sent => Err(refuse(
+                S3ErrorCode::InvalidRequest,
+                format!(
+                    "the upload was begun for checksums of {}, and the part has one of {}",
+                    name(announced),
+                    name(sent)
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn add_trailer(&mut self, trailer: &str) -> S3Result<()> {
@@ -246,6 +282,47 @@ macro_rules! set_checksum {
 }
 pub(super) use set_checksum;
 
+/// The checksums in the fields of an input, by algorithm.
+macro_rules! named_checksums {
+    ($input:expr) => {
+        [
+            (lithos_storage::ChecksumAlgorithm::Crc32, &$input.checksum_crc32),
+            (lithos_storage::ChecksumAlgorithm::Crc32c, &$input.checksum_crc32c),
+            (lithos_storage::ChecksumAlgorithm::Crc64Nvme, &$input.checksum_crc64nvme),
+            (lithos_storage::ChecksumAlgorithm::Sha1, &$input.checksum_sha1),
+            (lithos_storage::ChecksumAlgorithm::Sha256, &$input.checksum_sha256),
+        ]
+    };
+}
+pub(super) use named_checksums;
+
+/// The type of the checksum of an upload that is begun: as asked, or what S3 takes for the algorithm (S3 User Guide,
+/// "Checking object integrity for data uploads").
+pub(super) fn upload_type(algorithm: Option<Algorithm>, asked: Option<&str>) -> S3Result<Option<ChecksumType>> {
+    let invalid = |message: String| Err(refuse(S3ErrorCode::InvalidRequest, message));
+    let Some(algorithm) = algorithm else {
+        return match asked {
+            None => Ok(None),
+            Some(_) => invalid("x-amz-checksum-type is nothing without x-amz-checksum-algorithm".to_owned()),
+        };
+    };
+    let kind = match asked {
+        None if algorithm == Algorithm::Crc64Nvme => ChecksumType::FullObject,
+        None | Some(dto::ChecksumType::COMPOSITE) => ChecksumType::Composite,
+        Some(dto::ChecksumType::FULL_OBJECT) => ChecksumType::FullObject,
+        Some(_) => return invalid("the checksum type is neither FULL_OBJECT nor COMPOSITE".to_owned()),
+    };
+    match (algorithm, kind) {
+        (Algorithm::Sha1 | Algorithm::Sha256, ChecksumType::FullObject) => {
+            invalid(format!("{} of an upload in parts is COMPOSITE", name(algorithm)))
+        }
+        (Algorithm::Crc64Nvme, ChecksumType::Composite) => {
+            invalid("CRC64NVME of an upload in parts is FULL_OBJECT".to_owned())
+        }
+        _ => Ok(Some(kind)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,6 +356,17 @@ mod tests {
             (&[("x-amz-trailer", "x-amz-meta-color")], S3ErrorCode::InvalidRequest),
             (&[("x-amz-checksum-xxhash64", "AA==")], S3ErrorCode::NotImplemented),
             (&[("x-amz-sdk-checksum-algorithm", "MD4")], S3ErrorCode::InvalidRequest),
+            (
+                &[("x-amz-sdk-checksum-algorithm", "CRC32")],
+                S3ErrorCode::InvalidRequest,
+            ),
+            (
+                &[
+                    ("x-amz-sdk-checksum-algorithm", "SHA256"),
+                    ("x-amz-checksum-crc32", "AAAAAA=="),
+                ],
+                S3ErrorCode::InvalidRequest,
+            ),
         ] {
             assert_eq!(*Expected::of(&headers(pairs)).unwrap_err().code(), code, "{pairs:?}");
         }

@@ -2,18 +2,21 @@
 
 use std::ops::Range;
 
-use lithos_storage::{Content, ContentHeaders, NewObject, ObjectRecord, OpenObject, WriteCondition};
+use lithos_storage::{
+    Checksum, ChecksumAlgorithm, ChecksumType, Content, ContentHeaders, DigestSet, NewObject, ObjectRecord, OpenObject,
+    WriteCondition,
+};
 use md5::{Digest, Md5};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     PUT_LEN_MAX,
-    checksum::{checksum_type, set_checksum},
+    checksum::{checksum_type, parse_algorithm, set_checksum},
     multipart::{open_upload, part_number},
-    precondition::{ReadConditions, Unmet, write_condition},
+    precondition::{ETags, ReadConditions, Unmet, write_condition, write_error},
     wire::{
-        bucket_name, content_headers, etag, header_tags, object_key, refuse, signer, store_error, timestamp,
-        user_metadata,
+        bucket_name, content_headers, etag, header_tags, object_key, refuse, signer, storage_class, store_error,
+        timestamp, user_metadata,
     },
 };
 use crate::{
@@ -21,13 +24,13 @@ use crate::{
     image::{annotate, wishes},
 };
 
-/// Collects the conditions on a copy's source from the fields of an input.
+/// Collects the conditions on a copy's source.
 macro_rules! source_conditions {
-    ($input:expr) => {
+    ($input:expr, $headers:expr) => {
         ReadConditions {
-            if_match: $input.copy_source_if_match.take(),
+            if_match: ETags::of($headers, "x-amz-copy-source-if-match"),
             if_unmodified_since: $input.copy_source_if_unmodified_since.take(),
-            if_none_match: $input.copy_source_if_none_match.take(),
+            if_none_match: ETags::of($headers, "x-amz-copy-source-if-none-match"),
             if_modified_since: $input.copy_source_if_modified_since.take(),
         }
     };
@@ -46,7 +49,7 @@ pub(super) async fn copy_object(
     let changes =
         replace_metadata || replace_tags || input.storage_class.is_some() || input.website_redirect_location.is_some();
     let source = open_source(app, &input.copy_source).await?;
-    source_conditions!(input).check(&source.record, Unmet::PreconditionFailed)?;
+    source_conditions!(input, &request.headers).check(&source.record, Unmet::PreconditionFailed)?;
     if !changes && is_itself(&input.copy_source, bucket.as_str(), key.as_str()) {
         return Err(refuse(
             S3ErrorCode::InvalidRequest,
@@ -59,14 +62,20 @@ pub(super) async fn copy_object(
             "an object over 5 GiB is copied in parts, by UploadPartCopy",
         ));
     }
-    let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
+    let condition = write_condition(&request.headers)?;
+    let conditional = condition != WriteCondition::Always;
+    let algorithm = input
+        .checksum_algorithm
+        .as_ref()
+        .map(|name| parse_algorithm(name.as_str()));
+    let algorithm = algorithm.transpose()?;
     let mut new = copied(share(app, &source).await?, &source.record, owner);
     new.condition = condition;
     if replace_metadata {
         new.headers = content_headers!(input);
         new.metadata = user_metadata(input.metadata.take())?;
     } else {
-        let class = input.storage_class.take().map(|class| class.as_str().to_owned());
+        let class = storage_class(input.storage_class.take())?;
         let redirect = input.website_redirect_location.take();
         new.headers = ContentHeaders {
             storage_class: class,
@@ -77,10 +86,13 @@ pub(super) async fn copy_object(
     if replace_tags {
         new.tags = header_tags(input.tagging.as_deref())?;
     }
+    if let Some(algorithm) = algorithm {
+        new.checksum = Some(full_checksum(&source, algorithm).await?);
+    }
     let put = app.store.put_object(&bucket, &key, new, |bucket_record, record| {
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
-    let record = put.await.map_err(store_error)?.record;
+    let record = put.await.map_err(write_error(conditional))?.record;
     let mut result = dto::CopyObjectResult {
         e_tag: Some(etag(&record.etag)),
         last_modified: Some(timestamp(record.last_modified)),
@@ -102,7 +114,7 @@ pub(super) async fn upload_part_copy(
     let number = part_number(input.part_number)?;
     let upload = open_upload(app, &input.bucket, &input.key, &input.upload_id).await?;
     let source = open_source(app, &input.copy_source).await?;
-    source_conditions!(input).check(&source.record, Unmet::PreconditionFailed)?;
+    source_conditions!(input, &request.headers).check(&source.record, Unmet::PreconditionFailed)?;
     let size = source.record.size();
     let range = input
         .copy_source_range
@@ -123,20 +135,47 @@ pub(super) async fn upload_part_copy(
         .map_err(store_error)?;
     let content = builder.finish().await.map_err(store_error)?;
     let part_etag = part_etag(&source.record, &range);
+    let checksum = match upload.record.checksum_algorithm {
+        Some(algorithm) => Some(computed(&source, range, algorithm).await?),
+        None => None,
+    };
     let (bucket, key) = (bucket_name(&input.bucket)?, object_key(&input.key)?);
     let part = app
         .store
-        .put_part(&bucket, &key, number, content, part_etag, None)
+        .put_part(&bucket, &key, number, content, part_etag, checksum)
         .await
         .map_err(store_error)?;
+    let mut result = dto::CopyPartResult {
+        e_tag: Some(etag(&part.etag)),
+        last_modified: Some(timestamp(part.last_modified)),
+        ..Default::default()
+    };
+    set_checksum!(result, &part.checksum);
     Ok(S3Response::new(dto::UploadPartCopyOutput {
-        copy_part_result: Some(dto::CopyPartResult {
-            e_tag: Some(etag(&part.etag)),
-            last_modified: Some(timestamp(part.last_modified)),
-            ..Default::default()
-        }),
+        copy_part_result: Some(result),
         ..Default::default()
     }))
+}
+
+/// The checksum of all bytes of `source`: the one it has, or else they are read.
+async fn full_checksum(source: &OpenObject, algorithm: ChecksumAlgorithm) -> S3Result<Checksum> {
+    match &source.record.checksum {
+        Some(known) if known.algorithm == algorithm && known.kind == ChecksumType::FullObject => Ok(known.clone()),
+        _ => computed(source, 0..source.record.size(), algorithm).await,
+    }
+}
+
+async fn computed(source: &OpenObject, range: Range<u64>, algorithm: ChecksumAlgorithm) -> S3Result<Checksum> {
+    let set = DigestSet {
+        checksums: vec![algorithm],
+        sha512: false,
+    };
+    let digests = source.digests(range, &set).await.map_err(store_error)?;
+    Ok(Checksum {
+        algorithm,
+        value: digests.checksum(algorithm).unwrap_or_default().to_owned(),
+        kind: ChecksumType::FullObject,
+    })
 }
 
 /// The whole of `source`, by reference.

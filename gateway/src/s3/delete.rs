@@ -1,10 +1,14 @@
 //! DeleteObject and DeleteObjects.
 
 use futures::{StreamExt, stream};
-use lithos_storage::BucketName;
+use lithos_storage::{BucketName, DeleteCondition};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::wire::{bucket_name, object_key, refuse, store_error};
+use super::{
+    answer::xml_text,
+    precondition::{ETags, delete_condition, named_etag, write_error},
+    wire::{bucket_name, object_key, refuse, store_error},
+};
 use crate::app::App;
 
 /// Most keys of one DeleteObjects (S3 API Reference).
@@ -17,11 +21,17 @@ pub(super) async fn delete_object(
     request: S3Request<dto::DeleteObjectInput>,
 ) -> S3Result<S3Response<dto::DeleteObjectOutput>> {
     let input = request.input;
+    let condition = delete_condition(
+        ETags::of(&request.headers, "if-match"),
+        input.if_match_last_modified_time,
+        input.if_match_size,
+    )?;
     delete(
         app,
         &bucket_name(&input.bucket)?,
         &input.key,
         input.version_id.as_deref(),
+        &condition,
     )
     .await?;
     Ok(S3Response::new(dto::DeleteObjectOutput::default()))
@@ -45,7 +55,7 @@ pub(super) async fn delete_objects(
         .map(|object| {
             let bucket = &bucket;
             async move {
-                let result = delete(app, bucket, &object.key, object.version_id.as_deref()).await;
+                let result = delete_listed(app, bucket, &object).await;
                 (object, result)
             }
         })
@@ -58,7 +68,7 @@ pub(super) async fn delete_objects(
         match result {
             Ok(()) if quiet == Some(true) => {}
             Ok(()) => deleted.push(dto::DeletedObject {
-                key: Some(object.key),
+                key: Some(xml_text(&object.key)),
                 ..Default::default()
             }),
             Err(error) => errors.push(listed(object, &error)),
@@ -71,22 +81,37 @@ pub(super) async fn delete_objects(
     }))
 }
 
-async fn delete(app: &App, bucket: &BucketName, key: &str, version: Option<&str>) -> S3Result<()> {
+async fn delete_listed(app: &App, bucket: &BucketName, object: &dto::ObjectIdentifier) -> S3Result<()> {
+    let condition = delete_condition(
+        object.e_tag.as_ref().map(named_etag),
+        object.last_modified_time.clone(),
+        object.size,
+    )?;
+    delete(app, bucket, &object.key, object.version_id.as_deref(), &condition).await
+}
+
+async fn delete(
+    app: &App,
+    bucket: &BucketName,
+    key: &str,
+    version: Option<&str>,
+    condition: &DeleteCondition,
+) -> S3Result<()> {
     if version.is_some_and(|version| version != "null") {
         return Err(refuse(S3ErrorCode::NoSuchVersion, "the bucket is not versioned"));
     }
     app.store
-        .delete_object(bucket, &object_key(key)?)
+        .delete_object_if(bucket, &object_key(key)?, condition)
         .await
-        .map_err(store_error)?;
+        .map_err(write_error(*condition != DeleteCondition::default()))?;
     Ok(())
 }
 
 fn listed(object: dto::ObjectIdentifier, error: &S3Error) -> dto::Error {
     dto::Error {
-        key: Some(object.key),
+        key: Some(xml_text(&object.key)),
         code: Some(error.code().as_str().to_owned()),
-        message: error.message().map(str::to_owned),
+        message: error.message().map(xml_text),
         version_id: object.version_id,
     }
 }

@@ -14,20 +14,40 @@ use sync_wrapper::SyncStream;
 
 use super::{
     checksum::{checksum_type, set_checksum},
-    precondition::{ReadConditions, Unmet},
+    precondition::{ETags, ReadConditions, Unmet},
     put::shown_metadata,
-    wire::{bucket_name, etag, length, object_key, refuse, shown_storage_class, store_error, timestamp},
+    wire::{bucket_name, etag, http_date, length, object_key, refuse, shown_storage_class, store_error, timestamp},
 };
 use crate::{app::App, image::annotate, zone};
 
-/// Collects the conditions of a read from the fields of an input.
+/// Collects the conditions of a read.
 macro_rules! conditions {
-    ($input:expr) => {
+    ($input:expr, $headers:expr) => {
         ReadConditions {
-            if_match: $input.if_match.take(),
+            if_match: ETags::of($headers, "if-match"),
             if_unmodified_since: $input.if_unmodified_since.take(),
-            if_none_match: $input.if_none_match.take(),
+            if_none_match: ETags::of($headers, "if-none-match"),
             if_modified_since: $input.if_modified_since.take(),
+        }
+    };
+}
+
+/// Refuses to override headers of an answer for somebody who did not sign the request (S3 API Reference, "GetObject").
+macro_rules! refuse_overrides {
+    ($input:expr, $signed:expr) => {
+        let overrides = [
+            $input.response_cache_control.is_some(),
+            $input.response_content_disposition.is_some(),
+            $input.response_content_encoding.is_some(),
+            $input.response_content_language.is_some(),
+            $input.response_content_type.is_some(),
+            $input.response_expires.is_some(),
+        ];
+        if !$signed && overrides.contains(&true) {
+            return Err(refuse(
+                S3ErrorCode::InvalidRequest,
+                "the headers of an answer cannot be set by a request that is not signed",
+            ));
         }
     };
 }
@@ -77,19 +97,22 @@ pub(super) async fn get_object(
     app: &App,
     request: S3Request<dto::GetObjectInput>,
 ) -> S3Result<S3Response<dto::GetObjectOutput>> {
+    let signed = request.credentials.is_some();
     let mut input = request.input;
     refuse_version(input.version_id.as_deref())?;
+    refuse_overrides!(input, signed);
     let object = open(app, &input.bucket, &input.key).await?;
-    conditions!(input).check(&object.record, Unmet::NotModified)?;
+    conditions!(input, &request.headers).check(&object.record, Unmet::NotModified)?;
     let asked = Asked::new(input.range, input.part_number, &object.record)?;
     let mut output = describe!(GetObjectOutput, &object.record, input);
     output.content_length = Some(length(asked.len()));
     output.content_range = asked.content_range();
     output.parts_count = asked.parts_count;
     if input.checksum_mode.is_some()
-        && let Some(checksum) = asked.checksum(&object.record)
+        && let Some(checksum) = asked.checksum(app, &object).await?
     {
-        output.checksum_type = Some(checksum_type(checksum.kind));
+        // Of one part it is no full object's, nor one made of parts.
+        output.checksum_type = object.record.checksum.as_ref().map(|whole| checksum_type(whole.kind));
         set_checksum!(output, Some(checksum));
     }
     output.body = Some(body(&object, asked.range.clone()));
@@ -100,19 +123,22 @@ pub(super) async fn head_object(
     app: &App,
     request: S3Request<dto::HeadObjectInput>,
 ) -> S3Result<S3Response<dto::HeadObjectOutput>> {
+    let signed = request.credentials.is_some();
     let mut input = request.input;
     refuse_version(input.version_id.as_deref())?;
+    refuse_overrides!(input, signed);
     let object = open(app, &input.bucket, &input.key).await?;
-    conditions!(input).check(&object.record, Unmet::NotModified)?;
+    conditions!(input, &request.headers).check(&object.record, Unmet::NotModified)?;
     let asked = Asked::new(input.range, input.part_number, &object.record)?;
     let mut output = describe!(HeadObjectOutput, &object.record, input);
     output.content_length = Some(length(asked.len()));
     output.content_range = asked.content_range();
     output.parts_count = asked.parts_count;
     if input.checksum_mode.is_some()
-        && let Some(checksum) = asked.checksum(&object.record)
+        && let Some(checksum) = asked.checksum(app, &object).await?
     {
-        output.checksum_type = Some(checksum_type(checksum.kind));
+        // Of one part it is no full object's, nor one made of parts.
+        output.checksum_type = object.record.checksum.as_ref().map(|whole| checksum_type(whole.kind));
         set_checksum!(output, Some(checksum));
     }
     if let Some(jobs) = job_states(app, &object.record).await? {
@@ -124,7 +150,7 @@ pub(super) async fn head_object(
     Ok(respond(output, asked.is_partial))
 }
 
-async fn open(app: &App, bucket: &str, key: &str) -> S3Result<OpenObject> {
+pub(super) async fn open(app: &App, bucket: &str, key: &str) -> S3Result<OpenObject> {
     app.store
         .open_object(&bucket_name(bucket)?, &object_key(key)?)
         .await
@@ -136,6 +162,8 @@ struct Asked {
     range: Range<u64>,
     size: u64,
     is_partial: bool,
+    /// The part asked for, counted from 0.
+    part: Option<u32>,
     parts_count: Option<i32>,
 }
 
@@ -146,6 +174,7 @@ impl Asked {
             range: 0..size,
             size,
             is_partial: false,
+            part: None,
             parts_count: None,
         };
         match (range, part_number) {
@@ -181,9 +210,16 @@ impl Asked {
         })
     }
 
-    /// The checksum, if it is of the bytes asked for.
-    fn checksum<'r>(&self, record: &'r ObjectRecord) -> Option<&'r Checksum> {
-        record.checksum.as_ref().filter(|_| !self.is_partial)
+    /// The checksum of the bytes asked for, if there is one.
+    async fn checksum(&self, app: &App, object: &OpenObject) -> S3Result<Option<Checksum>> {
+        match self.part {
+            Some(part) if !object.record.part_sizes.is_empty() => {
+                let checksums = app.store.part_checksums(object, part..part + 1).await;
+                Ok(checksums.map_err(store_error)?.pop())
+            }
+            _ if self.range == (0..self.size) => Ok(object.record.checksum.clone()),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -193,7 +229,11 @@ fn part(record: &ObjectRecord, number: i32, whole: Asked) -> S3Result<Asked> {
     let index = index.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "part numbers begin at 1"))?;
     if record.part_sizes.is_empty() {
         return if index == 0 {
-            Ok(whole)
+            Ok(Asked {
+                is_partial: whole.size > 0,
+                part: Some(0),
+                ..whole
+            })
         } else {
             Err(no_such_part("the object has one part".to_owned()))
         };
@@ -208,6 +248,7 @@ fn part(record: &ObjectRecord, number: i32, whole: Asked) -> S3Result<Asked> {
             return Ok(Asked {
                 range: start..start + run.size,
                 is_partial,
+                part: Some(index),
                 parts_count: i32::try_from(count).ok(),
                 ..whole
             });
@@ -236,7 +277,7 @@ fn unsatisfiable(size: u64) -> S3Error {
     error
 }
 
-fn refuse_version(version: Option<&str>) -> S3Result<()> {
+pub(super) fn refuse_version(version: Option<&str>) -> S3Result<()> {
     match version {
         None | Some("null") => Ok(()),
         Some(_) => Err(refuse(
@@ -252,12 +293,6 @@ fn respond<T>(output: T, is_partial: bool) -> S3Response<T> {
         response.status = Some(StatusCode::PARTIAL_CONTENT);
     }
     response
-}
-
-fn http_date(time: &dto::Timestamp) -> String {
-    let mut text = Vec::new();
-    let _ = time.format(dto::TimestampFormat::HttpDate, &mut text);
-    String::from_utf8(text).unwrap_or_default()
 }
 
 /// The jobs of an object as `id:state`, separated by spaces, the latest last.

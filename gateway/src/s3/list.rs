@@ -1,25 +1,19 @@
 //! ListObjects, ListObjectsV2 and ListMultipartUploads.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
-use lithos_storage::{ListObjects, ListUploads, Listing, ListingEntry, ObjectRecord};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use lithos_storage::{ListObjects, ListUploads, Listing, ListingEntry, ObjectRecord, UploadEntry};
+use percent_encoding::utf8_percent_encode;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
+    answer::xml_text,
     checksum,
-    wire::{bucket_name, etag, length, owner, refuse, store_error, timestamp, upload_id},
+    wire::{UNENCODED, bucket_name, etag, length, owner, refuse, store_error, timestamp, upload_id},
 };
 use crate::app::App;
 
 /// Most entries of one page (S3 API Reference, "ListObjectsV2").
 const PAGE_MAX: i32 = 1000;
-/// What `encoding-type=url` leaves as it is.
-const UNENCODED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'/');
 
 pub(super) async fn list_objects(
     app: &App,
@@ -84,7 +78,7 @@ pub(super) async fn list_objects_v2(
         prefix: Some(encoding.apply(&list.prefix)),
         max_keys: Some(max_keys),
         key_count: Some(key_count),
-        continuation_token: input.continuation_token,
+        continuation_token: input.continuation_token.as_deref().map(xml_text),
         is_truncated: Some(listing.more),
         next_continuation_token,
         contents: Some(contents),
@@ -137,18 +131,7 @@ pub(super) async fn list_multipart_uploads(
     for entry in listing.entries {
         match entry {
             ListingEntry::CommonPrefix(prefix) => common_prefixes.push(common_prefix(&prefix, encoding)),
-            ListingEntry::Key(key, upload) => uploads.push(dto::MultipartUpload {
-                key: Some(encoding.apply(&key)),
-                upload_id: Some(upload.id.to_string()),
-                initiated: Some(timestamp(upload.record.initiated)),
-                owner: Some(owner(&upload.record.owner)),
-                initiator: Some(dto::Initiator {
-                    id: Some(upload.record.owner.clone()),
-                    display_name: Some(upload.record.owner),
-                }),
-                storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
-                ..Default::default()
-            }),
+            ListingEntry::Key(key, upload) => uploads.push(listed_upload(&key, upload, encoding)),
         }
     }
     Ok(S3Response::new(dto::ListMultipartUploadsOutput {
@@ -166,6 +149,29 @@ pub(super) async fn list_multipart_uploads(
         encoding_type: input.encoding_type,
         ..Default::default()
     }))
+}
+
+fn listed_upload(key: &str, upload: UploadEntry, encoding: Encoding) -> dto::MultipartUpload {
+    let UploadEntry { id, record } = upload;
+    let class = record.headers.storage_class;
+    dto::MultipartUpload {
+        key: Some(encoding.apply(key)),
+        upload_id: Some(id.to_string()),
+        initiated: Some(timestamp(record.initiated)),
+        owner: Some(owner(&record.owner)),
+        initiator: Some(dto::Initiator {
+            id: Some(record.owner.clone()),
+            display_name: Some(record.owner),
+        }),
+        storage_class: Some(class.map_or_else(
+            || dto::StorageClass::from_static(dto::StorageClass::STANDARD),
+            dto::StorageClass::from,
+        )),
+        checksum_algorithm: record
+            .checksum_algorithm
+            .map(|algorithm| dto::ChecksumAlgorithm::from_static(checksum::name(algorithm))),
+        checksum_type: record.checksum_type.map(checksum::checksum_type),
+    }
 }
 
 async fn page(app: &App, bucket: &str, list: &ListObjects) -> S3Result<Listing<ObjectRecord>> {
@@ -240,7 +246,7 @@ impl Encoding {
 
     fn apply(self, name: &str) -> String {
         match self {
-            Self::Plain => name.to_owned(),
+            Self::Plain => xml_text(name),
             Self::Url => utf8_percent_encode(name, UNENCODED).to_string(),
         }
     }

@@ -3,35 +3,41 @@
 //! The library `s3s` checks signatures, decodes requests and encodes responses; here is what the operations do. What is
 //! not implemented answers `NotImplemented`.
 
+mod answer;
+mod attributes;
 mod bucket;
 mod checksum;
 mod copy;
 mod delete;
 mod get;
+mod lenient;
 mod list;
 mod multipart;
+mod post;
 mod precondition;
 mod put;
 mod region;
 mod tagging;
 mod wire;
+mod xml_body;
 
 use std::sync::Arc;
 
 use http::{
-    HeaderMap, HeaderValue,
+    Extensions, HeaderMap, HeaderValue, Method, Uri,
     header::{CONNECTION, CONTENT_LENGTH, EXPECT},
 };
 use s3s::{
-    S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result,
+    Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result,
     config::{S3Config, StaticConfigProvider},
     dto,
     host::MultiDomain,
+    route::S3Route,
     service::{S3Service, S3ServiceBuilder},
 };
 
 use crate::{
-    app::SharedApp,
+    app::{App, SharedApp},
     auth::route::{KeyringAuth, signed_routes},
     server::{HttpRequest, HttpResponse, OperationName, RequestId, Service},
 };
@@ -43,6 +49,8 @@ pub(crate) const XML_LEN_MAX: usize = 4 << 20;
 /// Largest signed chunk of an aws-chunked body, which is held in memory until its signature is checked. Clients send 64
 /// KiB to 1 MiB.
 pub(crate) const CHUNK_LEN_MAX: usize = 8 << 20;
+/// All fields of a form together, without its file (S3 API Reference, "POST Object": 20 KB).
+const FORM_LEN_MAX: usize = 20 << 10;
 /// Path under which image servers talk to each other. No bucket name begins with a dot.
 pub(crate) const PEER_PREFIX: &str = "/.lithos/v1/";
 
@@ -50,6 +58,11 @@ pub(crate) const PEER_PREFIX: &str = "/.lithos/v1/";
 pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
     let mut config = S3Config::default();
     config.put_object_max_size = Some(PUT_LEN_MAX);
+    config.post_object_max_file_size = PUT_LEN_MAX;
+    config.form_max_field_size = FORM_LEN_MAX;
+    config.form_max_fields_size = FORM_LEN_MAX;
+    // S3 does not look at it: a URL that was signed for another operation fails by its signature.
+    config.operation_id_routing = false;
     config.xml_max_body_size = XML_LEN_MAX;
     config.aws_chunked_stream_max_chunk_size = CHUNK_LEN_MAX;
     // `aws s3 presign` of the first generation still signs this way unless it is told otherwise.
@@ -58,20 +71,35 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
     let mut builder = S3ServiceBuilder::new(Gateway { app: Arc::clone(app) });
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
     builder.set_auth(KeyringAuth(Arc::clone(app)));
-    builder.set_route(signed_routes(app, PEER_PREFIX, crate::zone::routes(Arc::clone(app))));
+    builder.set_route(Routes {
+        app: Arc::clone(app),
+        peers: signed_routes(app, PEER_PREFIX, crate::zone::routes(Arc::clone(app))),
+    });
     if !app.config.domains.is_empty() {
         builder.set_host(MultiDomain::new(app.config.domains.iter().map(String::as_str))?);
     }
     let service = builder.build();
+    let app = Arc::clone(app);
     Ok(Arc::new(move |request| {
-        let service = service.clone();
-        Box::pin(async move { call(&service, request).await })
+        let (app, service) = (Arc::clone(&app), service.clone());
+        Box::pin(async move { call(&app, &service, request).await })
     }))
 }
 
-async fn call(service: &S3Service, request: HttpRequest) -> HttpResponse {
+async fn call(app: &App, service: &S3Service, request: HttpRequest) -> HttpResponse {
     let last = waits_for_nothing(request.headers());
-    let mut response = answer(service, request).await;
+    let id = request
+        .extensions()
+        .get::<RequestId>()
+        .map(|RequestId(id)| id.clone())
+        .unwrap_or_default();
+    let path = request.uri().path().to_owned();
+    let response = answer(app, service, request, &id).await;
+    let mut response = answer::finish(response, &path, &id).await;
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        // S3 has a second id; clients show both.
+        response.headers_mut().insert("x-amz-id-2", id);
+    }
     if last {
         response
             .headers_mut()
@@ -88,22 +116,86 @@ fn waits_for_nothing(headers: &HeaderMap) -> bool {
     headers.contains_key(EXPECT) && headers.get(CONTENT_LENGTH).is_none_or(|len| len == "0")
 }
 
-async fn answer(service: &S3Service, request: HttpRequest) -> HttpResponse {
-    let id = request
-        .extensions()
-        .get::<RequestId>()
-        .map(|RequestId(id)| id.clone())
-        .unwrap_or_default();
-    if let Some(refusal) = region::refusal(request.headers(), &id) {
+async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) -> HttpResponse {
+    if let Some(refusal) = region::refusal(request.headers(), id) {
         return refusal;
     }
+    if xml_body::is_endless_form(&request) {
+        let message = "the length of a form must be declared";
+        return refusal(S3Error::with_message(S3ErrorCode::MissingContentLength, message));
+    }
+    let domains = &app.config.domains;
+    let request = match xml_body::refuse_long(request, domains).await {
+        Ok(request) => request,
+        Err(error) => {
+            // Some of the body may be on its way, and nobody will read it.
+            let mut response = refusal(*error);
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+            return response;
+        }
+    };
+    let (mut request, watch) = xml_body::watch(request, domains);
+    let place = lenient::prepare(&mut request);
+    let response = library(service, request).await;
+    if let Some(again) = place.and_then(|place| place.take()) {
+        return library(service, again).await;
+    }
+    match watch.and_then(|watch| watch.refusal(&response)) {
+        Some(error) => refusal(error),
+        None => response,
+    }
+}
+
+async fn library(service: &S3Service, request: http::Request<Body>) -> HttpResponse {
     match service.call(request).await {
         Ok(response) => response,
         Err(error) => {
             tracing::error!(%error, "a request could not be answered");
-            let mut response = http::Response::new(s3s::Body::empty());
-            *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-            response
+            status_only(http::StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    }
+}
+
+fn refusal(error: S3Error) -> HttpResponse {
+    error
+        .to_http_response()
+        .unwrap_or_else(|_| status_only(http::StatusCode::BAD_REQUEST))
+}
+
+fn status_only(status: http::StatusCode) -> HttpResponse {
+    let mut response = http::Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// What is not S3: the requests of other image servers, and the first turn of requests that need mending.
+struct Routes<P> {
+    app: SharedApp,
+    peers: P,
+}
+
+#[async_trait::async_trait]
+impl<P: S3Route> S3Route for Routes<P> {
+    fn is_match(&self, method: &Method, uri: &Uri, headers: &HeaderMap, extensions: &mut Extensions) -> bool {
+        extensions.get::<lenient::Mended>().is_some() || self.peers.is_match(method, uri, headers, extensions)
+    }
+
+    async fn check_access(&self, request: &mut S3Request<Body>) -> S3Result<()> {
+        // A mended request is asked for what it may in its second turn.
+        if request.extensions.get::<lenient::Mended>().is_some() {
+            return Ok(());
+        }
+        self.peers.check_access(request).await
+    }
+
+    async fn call(&self, request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        match request.extensions.get::<lenient::Mended>().cloned() {
+            Some(place) => {
+                place.put(self.app.store.now(), request)?;
+                Ok(S3Response::new(Body::empty()))
+            }
+            None => self.peers.call(request).await,
         }
     }
 }
@@ -153,7 +245,11 @@ macro_rules! operations {
                     if let Some(operation) = request.extensions.get::<OperationName>() {
                         operation.set(stringify!($input).trim_end_matches("Input"));
                     }
-                    $function(&self.app, request).await.map_err(|error| finish(error, id))
+                    let answer = async {
+                        xml_body::verify(&request.extensions, &request.headers)?;
+                        $function(&self.app, request).await
+                    };
+                    answer.await.map_err(|error| finish(error, id))
                 }
             )*
         }
@@ -173,6 +269,7 @@ operations! {
     delete_objects(DeleteObjectsInput) -> DeleteObjectsOutput = delete::delete_objects;
     get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput = bucket::get_bucket_location;
     get_bucket_tagging(GetBucketTaggingInput) -> GetBucketTaggingOutput = tagging::get_bucket_tagging;
+    get_object_attributes(GetObjectAttributesInput) -> GetObjectAttributesOutput = attributes::get_object_attributes;
     get_object(GetObjectInput) -> GetObjectOutput = get::get_object;
     get_object_tagging(GetObjectTaggingInput) -> GetObjectTaggingOutput = tagging::get_object_tagging;
     head_bucket(HeadBucketInput) -> HeadBucketOutput = bucket::head_bucket;
@@ -182,6 +279,7 @@ operations! {
     list_objects(ListObjectsInput) -> ListObjectsOutput = list::list_objects;
     list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output = list::list_objects_v2;
     list_parts(ListPartsInput) -> ListPartsOutput = multipart::list_parts;
+    post_object(PostObjectInput) -> PostObjectOutput = post::post_object;
     put_bucket_tagging(PutBucketTaggingInput) -> PutBucketTaggingOutput = tagging::put_bucket_tagging;
     put_object(PutObjectInput) -> PutObjectOutput = put::put_object;
     put_object_tagging(PutObjectTaggingInput) -> PutObjectTaggingOutput = tagging::put_object_tagging;

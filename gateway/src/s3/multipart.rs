@@ -1,15 +1,20 @@
 //! Multipart uploads.
 
+use std::sync::OnceLock;
+
 use lithos_storage::{
-    ChecksumType, CompletedPart, IngestOptions, Ingested, NewUpload, ObjectKey, OpenUpload, PartNumber,
+    CompletedPart, Error, ErrorKind, IngestOptions, Ingested, NewUpload, ObjectKey, ObjectRecord, OpenUpload,
+    PartNumber, WriteCondition,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     PUT_LEN_MAX,
-    checksum::{self, Expected, checksum_type, set_checksum},
+    answer::xml_text,
+    checksum::{self, Expected, checksum_type, named_checksums, set_checksum},
     list::page_size,
-    precondition::write_condition,
+    post::object_url,
+    precondition::{write_condition, write_error},
     put::{body, declared_len},
     wire::{
         bucket_name, content_headers, etag, header_tags, length, object_key, owner, refuse, signer, store_error,
@@ -34,29 +39,23 @@ pub(super) async fn create_multipart_upload(
         .as_ref()
         .map(|name| checksum::parse_algorithm(name.as_str()))
         .transpose()?;
-    let kind = input.checksum_type.as_ref().map(|kind| match kind.as_str() {
-        dto::ChecksumType::FULL_OBJECT => Ok(ChecksumType::FullObject),
-        dto::ChecksumType::COMPOSITE => Ok(ChecksumType::Composite),
-        _ => Err(refuse(
-            S3ErrorCode::InvalidRequest,
-            "the checksum type is neither FULL_OBJECT nor COMPOSITE",
-        )),
-    });
+    let asked = input.checksum_type.as_ref().map(dto::ChecksumType::as_str);
+    let kind = checksum::upload_type(algorithm, asked)?;
     let new = NewUpload {
         headers: content_headers!(input),
         metadata: user_metadata(input.metadata.take())?,
         tags: header_tags(input.tagging.as_deref())?,
         checksum_algorithm: algorithm,
-        checksum_type: kind.transpose()?,
+        checksum_type: kind,
         owner,
     };
     let id = app.store.create_upload(&bucket, &key, new).await.map_err(store_error)?;
     Ok(S3Response::new(dto::CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
-        key: Some(input.key),
+        key: Some(xml_text(&input.key)),
         upload_id: Some(id.to_string()),
         checksum_algorithm: input.checksum_algorithm,
-        checksum_type: input.checksum_type,
+        checksum_type: kind.map(checksum_type),
         ..Default::default()
     }))
 }
@@ -81,6 +80,7 @@ pub(super) async fn upload_part(
         .map_err(store_error)?;
     let expected = Expected::of(&headers)?;
     let announced = upload.record.checksum_algorithm;
+    expected.check_part(announced)?;
     let options = IngestOptions {
         declared_len: Some(declared_len(&headers, input.content_length)?),
         len_max: Some(PUT_LEN_MAX),
@@ -114,7 +114,7 @@ pub(super) async fn complete_multipart_upload(
     let bucket = bucket_name(&input.bucket)?;
     let key = object_key(&input.key)?;
     let id = upload_id(&input.upload_id)?;
-    let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
+    let condition = write_condition(&request.headers)?;
     let parts = input
         .multipart_upload
         .take()
@@ -127,17 +127,30 @@ pub(super) async fn complete_multipart_upload(
         ));
     }
     let parts = parts.into_iter().map(completed_part).collect::<S3Result<Vec<_>>>()?;
+    // What the object turns out to be is known in the transaction; why it is refused there does not fit a store's error.
+    let refused = OnceLock::new();
     let complete = app
         .store
         .complete_upload(&bucket, &key, id, &parts, &condition, |bucket_record, record| {
+            if let Err(error) = check_completed(&input, record) {
+                let message = error.message().unwrap_or_default().to_owned();
+                let _ = refused.set(error);
+                return Err(Error::new(ErrorKind::PreconditionFailed, message));
+            }
             Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
         });
-    let record = complete.await.map_err(store_error)?.record;
+    let record = match complete.await {
+        Ok(put) => put.record,
+        Err(error) => {
+            let conditional = condition != WriteCondition::Always;
+            return Err(refused.into_inner().unwrap_or_else(|| write_error(conditional)(error)));
+        }
+    };
     annotate::annotate_object(app, &bucket, &key, record.layout_id).await;
     let mut output = dto::CompleteMultipartUploadOutput {
-        location: Some(format!("/{bucket}/{key}")),
+        location: Some(object_url(&request.headers, bucket.as_str(), key.as_str())),
         bucket: Some(input.bucket),
-        key: Some(input.key),
+        key: Some(xml_text(&input.key)),
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
         ..Default::default()
@@ -146,21 +159,50 @@ pub(super) async fn complete_multipart_upload(
     Ok(S3Response::new(output))
 }
 
+/// Holds an object that is about to be completed against what the client says it should be.
+fn check_completed(input: &dto::CompleteMultipartUploadInput, record: &ObjectRecord) -> S3Result<()> {
+    let invalid = |message: &str| Err(refuse(S3ErrorCode::InvalidRequest, message));
+    if input
+        .mpu_object_size
+        .is_some_and(|size| u64::try_from(size).ok() != Some(record.size()))
+    {
+        return invalid("the object has another size than x-amz-mp-object-size says");
+    }
+    let checksum = record.checksum.as_ref();
+    if let Some(kind) = &input.checksum_type
+        && checksum.is_some_and(|checksum| checksum_type(checksum.kind) != *kind)
+    {
+        return invalid("the upload was begun for checksums of another type");
+    }
+    for (algorithm, declared) in named_checksums!(input) {
+        let Some(declared) = declared else { continue };
+        match checksum {
+            Some(checksum) if checksum.algorithm == algorithm && checksum.value == *declared => {}
+            Some(checksum) if checksum.algorithm == algorithm => {
+                return Err(refuse(
+                    S3ErrorCode::BadDigest,
+                    format!(
+                        "the object's checksum is {}, not {declared} as declared",
+                        checksum.value
+                    ),
+                ));
+            }
+            _ => return invalid("the upload was not begun for checksums of this algorithm"),
+        }
+    }
+    Ok(())
+}
+
 fn completed_part(part: dto::CompletedPart) -> S3Result<CompletedPart> {
     let etag = part
         .e_tag
         .ok_or_else(|| refuse(S3ErrorCode::MalformedXML, "a completion names each part with its ETag"))?;
-    let checksums = [
-        part.checksum_crc32,
-        part.checksum_crc32c,
-        part.checksum_crc64nvme,
-        part.checksum_sha1,
-        part.checksum_sha256,
-    ];
+    let checksums = named_checksums!(part);
+    let checksum = checksums.into_iter().find_map(|(_, value)| value.clone());
     Ok(CompletedPart {
         number: part_number(part.part_number.unwrap_or_default())?,
         etag: etag.value().to_owned(),
-        checksum: checksums.into_iter().flatten().next(),
+        checksum,
     })
 }
 
@@ -213,7 +255,7 @@ pub(super) async fn list_parts(
     let next = parts.last().and_then(|part| part.part_number);
     Ok(S3Response::new(dto::ListPartsOutput {
         bucket: Some(input.bucket),
-        key: Some(input.key),
+        key: Some(xml_text(&input.key)),
         upload_id: Some(input.upload_id),
         is_truncated: Some(listing.more && limit > 0),
         max_parts: Some(max_parts),
@@ -225,7 +267,12 @@ pub(super) async fn list_parts(
             id: Some(upload.owner.clone()),
             display_name: Some(upload.owner),
         }),
-        storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
+        storage_class: Some(dto::StorageClass::from(
+            upload
+                .headers
+                .storage_class
+                .unwrap_or_else(|| dto::StorageClass::STANDARD.to_owned()),
+        )),
         checksum_algorithm: upload
             .checksum_algorithm
             .map(|algorithm| dto::ChecksumAlgorithm::from_static(checksum::name(algorithm))),

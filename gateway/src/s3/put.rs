@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::Stream;
 use http::HeaderMap;
-use lithos_storage::{BucketName, IngestOptions, Ingested, NewObject, ObjectKey};
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto, dto::StreamingBlob};
+use lithos_storage::{BucketName, IngestOptions, Ingested, NewObject, ObjectKey, WriteCondition};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, TrailingHeaders, dto, dto::StreamingBlob};
 
 use super::{
     PUT_LEN_MAX,
     checksum::{Expected, checksum_type, set_checksum},
-    precondition::write_condition,
+    precondition::{write_condition, write_error},
     wire::{
         bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, user_metadata,
     },
@@ -59,13 +59,45 @@ pub(super) async fn put_object(
         };
         return queue_import(app, &bucket, import).await;
     }
-    let expected = Expected::of(&headers)?;
-    let condition = write_condition(input.if_match.take(), input.if_none_match.take())?;
-    app.store.bucket(&bucket).await.map_err(store_error)?;
-    let options = IngestOptions {
+    input.metadata = Some(metadata.into_iter().collect());
+    let upload = Upload {
+        owner,
         declared_len: Some(declared_len(&headers, input.content_length)?),
+        expected: Expected::of(&headers)?,
+        trailers: trailing_headers,
+        conditions: headers,
+    };
+    user_upload(app, &bucket, &key, upload, &mut input).await
+}
+
+/// What is known of an upload beside its input.
+pub(super) struct Upload {
+    pub(super) owner: String,
+    /// The length of its body, if that is known beforehand.
+    pub(super) declared_len: Option<u64>,
+    pub(super) expected: Expected,
+    pub(super) trailers: Option<TrailingHeaders>,
+    /// Headers that may hold conditions.
+    pub(super) conditions: HeaderMap,
+}
+
+/// Takes the body in and makes it an object.
+pub(super) async fn user_upload(
+    app: &App,
+    bucket: &BucketName,
+    key: &ObjectKey,
+    upload: Upload,
+    input: &mut dto::PutObjectInput,
+) -> S3Result<S3Response<dto::PutObjectOutput>> {
+    let headers = content_headers!(input);
+    let metadata = user_metadata(input.metadata.take())?;
+    let tags = header_tags(input.tagging.as_deref())?;
+    let condition = write_condition(&upload.conditions)?;
+    app.store.bucket(bucket).await.map_err(store_error)?;
+    let options = IngestOptions {
+        declared_len: upload.declared_len,
         len_max: Some(PUT_LEN_MAX),
-        digests: expected.digests(None),
+        digests: upload.expected.digests(None),
         upload: None,
     };
     let Ingested { content, digests } = app
@@ -73,23 +105,23 @@ pub(super) async fn put_object(
         .ingest(body(input.body.take()), options)
         .await
         .map_err(store_error)?;
-    let checksum = expected.verify(&digests, trailing_headers.as_ref(), None)?;
+    let checksum = upload.expected.verify(&digests, upload.trailers.as_ref(), None)?;
     let annotations = annotate::annotations(app, content.layout()).await;
     let new = NewObject {
         content,
         etag: hex::encode(digests.md5),
-        headers: content_headers!(input),
+        headers,
         metadata,
         tags,
         checksum,
         part_sizes: Vec::new(),
         annotations,
-        owner,
+        owner: upload.owner,
         last_modified: None,
         condition,
         fence: None,
     };
-    commit(app, &bucket, &key, new).await
+    commit(app, bucket, key, new).await
 }
 
 /// Commits a new object, with the jobs its tags wish for.
@@ -99,10 +131,11 @@ async fn commit(
     key: &ObjectKey,
     new: NewObject,
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
+    let conditional = new.condition != WriteCondition::Always;
     let put = app.store.put_object(bucket, key, new, |bucket_record, record| {
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
-    let record = put.await.map_err(store_error)?.record;
+    let record = put.await.map_err(write_error(conditional))?.record;
     let mut output = dto::PutObjectOutput {
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),

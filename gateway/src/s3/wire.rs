@@ -6,6 +6,7 @@ use std::{
 };
 
 use lithos_storage::{BucketName, ContentHeaders, LayoutId, ObjectKey, Tags, clock::Timestamp};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, dto};
 
 use crate::{
@@ -19,6 +20,25 @@ pub(super) const OBJECT_TAGS_MAX: usize = 10;
 pub(super) const BUCKET_TAGS_MAX: usize = 50;
 /// Most bytes of user metadata, names and values together (S3 User Guide, "Working with object metadata").
 const METADATA_LEN_MAX: usize = 2 << 10;
+
+/// What is left as it is in names that are percent-encoded: in paths, and by `encoding-type=url`.
+pub(super) const UNENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
+/// Storage classes (S3 API Reference, "PutObject"), without those of hardware that is not here.
+const STORAGE_CLASSES: [&str; 8] = [
+    "STANDARD",
+    "REDUCED_REDUNDANCY",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "GLACIER_IR",
+];
 
 /// An error of `code` with a sentence for whoever reads it.
 pub(super) fn refuse(code: S3ErrorCode, message: impl Into<String>) -> S3Error {
@@ -111,11 +131,35 @@ macro_rules! content_headers {
             cache_control: $input.cache_control.take(),
             expires: $input.expires.take(),
             website_redirect_location: $input.website_redirect_location.take(),
-            storage_class: $input.storage_class.take().map(|class| class.as_str().to_owned()),
+            storage_class: $crate::s3::wire::storage_class($input.storage_class.take())?,
         }
     };
 }
 pub(super) use content_headers;
+
+/// A storage class, which is kept and shown, and means nothing here.
+pub(super) fn storage_class(class: Option<dto::StorageClass>) -> S3Result<Option<String>> {
+    let Some(class) = class else { return Ok(None) };
+    if STORAGE_CLASSES.contains(&class.as_str()) {
+        return Ok(Some(class.as_str().to_owned()));
+    }
+    Err(refuse(
+        S3ErrorCode::InvalidStorageClass,
+        "the storage class is none that S3 knows",
+    ))
+}
+
+/// A time as headers have it.
+pub(super) fn http_date(time: &dto::Timestamp) -> String {
+    let mut text = Vec::new();
+    let _ = time.format(dto::TimestampFormat::HttpDate, &mut text);
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// The path of an object in path style.
+pub(super) fn encoded_path(bucket: &str, key: &str) -> String {
+    format!("/{bucket}/{}", utf8_percent_encode(key, UNENCODED))
+}
 
 /// `Content-Encoding` without `aws-chunked`, which is of the transfer and not of the object.
 pub(super) fn stored_encoding(encoding: Option<String>) -> Option<String> {

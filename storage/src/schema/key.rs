@@ -85,6 +85,14 @@ impl Keys {
         prefix_range(&key(b'P', &[&upload.0]))
     }
 
+    pub(crate) fn part_checksums(layout: LayoutId, page: u16) -> Bytes {
+        key(b'N', &[&layout.0, &page.to_be_bytes()])
+    }
+
+    pub(crate) fn part_checksums_of(layout: LayoutId) -> Range<Bytes> {
+        prefix_range(&key(b'N', &[&layout.0]))
+    }
+
     pub(crate) fn ended_upload(upload: LayoutId) -> Bytes {
         key(b'E', &[&upload.0])
     }

@@ -1,8 +1,19 @@
 //! Listings against a plain fold of all keys.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use lithos_storage::{Limits, ListObjects, ListUploads, ListingEntry, NewUpload};
+use async_trait::async_trait;
+use bytes::Bytes;
+use lithos_storage::{
+    Limits, ListObjects, ListUploads, ListingEntry, NewUpload, Result,
+    kv::{Commit, Kv, Outcome, Page, Scan, Snapshot, Version},
+};
 use proptest::{collection::btree_set, prelude::*};
 
 use crate::world::{World, key};
@@ -159,6 +170,88 @@ async fn folded_keys_cost_a_jump_however_many_they_are() {
     assert_eq!(objects(&world, "", "/", "", 2).await, ["0/", "1/", "2/"]);
     assert_eq!(objects(&world, "1/", "", "", 400).await.len(), 1000);
     assert_eq!(objects(&world, "", "", "", 1000).await.len(), 3000);
+}
+
+/// An index that counts how often it is scanned.
+#[derive(Debug)]
+struct CountedKv {
+    inner: Arc<dyn Kv>,
+    scans: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct CountedSnapshot {
+    inner: Box<dyn Snapshot>,
+    scans: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Kv for CountedKv {
+    async fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(CountedSnapshot {
+            inner: self.inner.snapshot().await?,
+            scans: Arc::clone(&self.scans),
+        }))
+    }
+
+    async fn commit(&self, commit: Commit) -> Outcome {
+        self.inner.commit(commit).await
+    }
+}
+
+#[async_trait]
+impl Snapshot for CountedSnapshot {
+    fn version(&self) -> Version {
+        self.inner.version()
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.inner.get(key).await
+    }
+
+    async fn scan(&self, scan: &Scan) -> Result<Page> {
+        self.scans.fetch_add(1, Ordering::Relaxed);
+        self.inner.scan(scan).await
+    }
+}
+
+/// However many keys are folded, and however long they make the bucket: a page costs at most a scan an entry.
+#[tokio::test]
+async fn a_page_costs_no_more_scans_than_it_has_entries() {
+    let world = World::memory(Limits::default()).await;
+    for n in 0..2000 {
+        world.put(&format!("many/{n}"), b"").await.unwrap();
+        world.put(&format!("{:02}/{n}", n % 50), b"").await.unwrap();
+    }
+    let scans = Arc::new(AtomicUsize::new(0));
+    let counted = CountedKv {
+        inner: Arc::clone(&world.kv),
+        scans: Arc::clone(&scans),
+    };
+    let store = World::over_with(Arc::new(counted), Arc::clone(&world.blobs), &world).await;
+    let cost = async |prefix: &str, delimiter: &str, limit: usize| {
+        let list = ListObjects {
+            prefix: prefix.to_owned(),
+            delimiter: delimiter.to_owned(),
+            after: String::new(),
+            limit,
+        };
+        scans.store(0, Ordering::Relaxed);
+        let page = store.list_objects(&world.bucket, &list).await.unwrap();
+        (page.entries.len(), scans.load(Ordering::Relaxed))
+    };
+    for (prefix, delimiter, limit, entries, most) in [
+        ("", "/", 1000, 51, 52),
+        ("", "/", 10, 10, 11),
+        ("", "", 1000, 1000, 1),
+        ("many/", "/", 1000, 1000, 1),
+        ("many", "/", 1000, 1, 2),
+        ("nothing", "/", 1000, 0, 1),
+    ] {
+        let (found, scans) = cost(prefix, delimiter, limit).await;
+        assert_eq!(found, entries, "{prefix:?} {delimiter:?} {limit}");
+        assert!(scans <= most, "{prefix:?} {delimiter:?} {limit}: {scans} scans");
+    }
 }
 
 #[tokio::test]
