@@ -4,14 +4,14 @@
 //! reach that address may read it. No bucket, key or client is named, and every label has few values: operations, classes
 //! of status, kinds of jobs.
 //!
-//! Counters are added to where things happen. Gauges are read when they are asked for ([`Metrics::render`]), except those
-//! that their owners set ([`Metrics::free_bytes`] and [`Metrics::total_bytes`]).
+//! Counters are added to where things happen. Gauges are read when they are asked for ([`Metrics::render`]); the space of
+//! the disk is asked for just before ([`Metrics::space`]).
 
 mod process;
 
 use std::{fmt, sync::atomic::AtomicU64};
 
-use lithos_storage::{SweepReport, job::JobState};
+use lithos_storage::{SweepReport, blob::Space, job::JobState};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -103,10 +103,8 @@ pub(crate) struct Metrics {
     pub(crate) sweep_failures: Counter,
     /// Blocks of blobs whose checksum was wrong.
     pub(crate) damaged_blocks: Counter,
-    /// Bytes that are free on the file system of the data folder.
-    pub(crate) free_bytes: Amount,
-    /// Bytes that this file system has.
-    pub(crate) total_bytes: Amount,
+    free_bytes: Amount,
+    total_bytes: Amount,
     requests_running: Amount,
     requests_waiting: Amount,
     buffered_bytes: Amount,
@@ -293,6 +291,13 @@ impl Metrics {
         ] {
             self.swept.get_or_create(&Swept { what }).inc_by(count);
         }
+    }
+
+    /// Notes the space of the file system of the data folder; none where blobs are not files.
+    pub(crate) fn space(&self, space: Option<Space>) {
+        let Some(Space { free, total }) = space else { return };
+        self.free_bytes.set(free);
+        self.total_bytes.set(total);
     }
 
     /// All of it, in [`CONTENT_TYPE`]. Reads `/proc`, and so belongs on a blocking thread.

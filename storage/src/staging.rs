@@ -266,12 +266,9 @@ async fn put_intent(core: &Core, id: BlobId) -> Result<()> {
     match txn.commit().await {
         Outcome::Committed(_) => Ok(()),
         Outcome::Conflict => Err(Error::new(ErrorKind::Contended, "a blind write met a conflict")),
-        Outcome::Unknown(source) if source.kind() == ErrorKind::ReadOnly => Err(source),
-        Outcome::Unknown(source) => Err(Error::new(
-            ErrorKind::OutcomeUnknown,
-            "the index could not say whether it committed",
-        )
-        .caused_by(source)),
+        // An intent that is there after all does no harm: it expires, or discarding the blob finds it. So the caller may
+        // know why, and need not wonder.
+        Outcome::Refused(source) | Outcome::Unknown(source) => Err(source),
     }
 }
 

@@ -161,7 +161,7 @@ impl Mode {
 /// | offset | size | holds |
 /// | --- | --- | --- |
 /// | 0 | 4 | written by the test: 0 all is well, 1 full, 2 read-only, 3 no more open files |
-/// | 4 | 4 | nothing |
+/// | 4 | 4 | written by the test: how many MiB `statvfs` says are free; 0 what is really free |
 /// | 8 | 8 | written by this library: calls so far, as `POWERCUT_AT` counts them |
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -209,6 +209,16 @@ impl Control {
             2 => Mode::ReadOnly,
             3 => Mode::NoFiles,
             _ => Mode::Sound,
+        }
+    }
+
+    /// Bytes that are said to be free; `None` for what really is.
+    pub(crate) fn free(&self) -> Option<u64> {
+        // SAFETY: within the mapping, aligned, and shared as an atomic.
+        let word = unsafe { AtomicU32::from_ptr(self.memory.add(4).cast()) };
+        match word.load(Ordering::Relaxed) {
+            0 => None,
+            mebibytes => Some(u64::from(mebibytes) << 20),
         }
     }
 

@@ -499,3 +499,47 @@ macro_rules! sendfiles {
     )*};
 }
 sendfiles!(sendfile sendfile64);
+
+/// Fills `out` for a path below the folder with what the kernel says, or the test instead.
+///
+/// # Safety
+///
+/// `path` is a C string, and `out` can be written.
+unsafe fn space(path: *const c_char, out: *mut libc::statvfs) -> c_int {
+    // SAFETY: the caller's promise.
+    let fd = sys::openat(
+        libc::AT_FDCWD,
+        unsafe { CStr::from_ptr(path) },
+        libc::O_PATH | libc::O_CLOEXEC,
+        0,
+    );
+    if fd < 0 {
+        return -1;
+    }
+    // SAFETY: the caller's promise; `fstatvfs` of the C library is not one of this library's.
+    let answer = unsafe { libc::fstatvfs(fd, out) };
+    sys::close(fd);
+    if answer != 0 {
+        return answer;
+    }
+    // SAFETY: the caller's promise.
+    let told = unsafe { inside(libc::AT_FDCWD, path) }.and_then(|(state, _)| state.journal().free());
+    if let Some(free) = told {
+        // SAFETY: the caller's promise.
+        let out = unsafe { &mut *out };
+        out.f_bfree = (free / out.f_frsize.max(1)).min(out.f_blocks);
+        out.f_bavail = out.f_bfree;
+    }
+    0
+}
+
+macro_rules! statvfses {
+    ($($name:ident)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(path: *const c_char, out: *mut libc::statvfs) -> c_int {
+            // SAFETY: the caller's promise; the two structures of the C library are the same on 64-bit processors.
+            unsafe { space(path, out) }
+        }
+    )*};
+}
+statvfses!(statvfs statvfs64);

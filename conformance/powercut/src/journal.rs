@@ -170,6 +170,11 @@ impl Journal {
         self.judge.judge(call, mode)
     }
 
+    /// Bytes that are said to be free, if the test says so.
+    pub(crate) fn free(&self) -> Option<u64> {
+        self.settings.control.as_ref()?.free()
+    }
+
     /// [`Journal::admit`] for calls that either fail or do all.
     fn refuse(&mut self, call: Call) -> bool {
         match self.admit(call) {

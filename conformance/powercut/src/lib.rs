@@ -34,7 +34,7 @@
 //!
 //! # What it cannot see
 //!
-//! System calls that do not go through the C library, writes to mapped memory, standard I/O streams (`fopen`), and children.
+//! System calls that do not go through the C library, writes to mapped memory, `statfs`, standard I/O streams (`fopen`), and children.
 //! `strace` shows whether a program makes any of these below the folder; Lithos and RocksDB, as they are set up here, do not.
 //! `copy_file_range` and `sendfile` into the folder are refused, so that callers fall back to `write`.
 //!

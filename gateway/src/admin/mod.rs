@@ -283,6 +283,11 @@ async fn ready(State(app): State<SharedApp>) -> Result<&'static str, ApiError> {
 }
 
 async fn show_metrics(State(app): State<SharedApp>) -> Result<Response, ApiError> {
+    match app.store.space().await {
+        Ok(space) => app.metrics.space(space),
+        // What else is counted is wanted most when the disk is in trouble.
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the free space is not known"),
+    }
     let rendered = tokio::task::spawn_blocking(move || app.metrics.render(&app)).await;
     match rendered {
         Ok(Ok(text)) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),

@@ -1,10 +1,10 @@
 //! Intents, and the rows of blobs against what is on the disk.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{StreamExt, stream};
 
-use super::{Check, Finding, FindingKind as Kind, FsckOptions, Progress, Report};
+use super::{Check, Finding, FindingKind as Kind, FsckOptions, Progress, Report, Severity};
 use crate::{
     blob::{BlobId, Blobs},
     error::Result,
@@ -12,7 +12,10 @@ use crate::{
     kv::Kv,
     multipart::parse_number,
     rows::Pages,
-    schema::{BlobRecord, EndedUpload, IntentRecord, IntentStage, Keys, LayoutRecord, LayoutState, PartRecord, decode},
+    schema::{
+        BlobRecord, EndedUpload, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, PartRecord,
+        decode,
+    },
 };
 
 /// Blobs that are looked at together: enough to hide what opening a file costs.
@@ -23,6 +26,10 @@ const VERIFY_LEN: u64 = 4 << 20;
 const LIST_COUNT: usize = 64 << 10;
 /// Damages of one blob that are told; a file that is worse is all bad.
 const DAMAGES_MAX: usize = 16;
+/// Layouts over a hurt blob that are looked at, and objects of them that are named: a base image may have thousands of
+/// derivatives, and the first few tell what it was.
+const LOOKED_AT_MAX: usize = 1000;
+const NAMED_MAX: usize = 8;
 
 /// Checks only that the blobs which the index names are there and whole: what a restored store needs.
 pub(crate) async fn check_blobs(
@@ -92,7 +99,10 @@ async fn rows(check: &mut Check<'_>, options: &FsckOptions) -> Result<()> {
             .map(|(id, len)| async move { (id, len, look(blobs, id, len, deep).await) })
             .buffer_unordered(LOOKS);
         while let Some((id, len, looked)) = looks.next().await {
-            let looked = excuse(check, id, looked?).await?;
+            let mut looked = excuse(check, id, looked?).await?;
+            if let Some(hurt) = looked.iter_mut().find(|found| found.kind.severity() == Severity::Error) {
+                hurt.detail.push_str(&objects_over(check, id).await?);
+            }
             check.report_all(looked);
             check.step(if options.deep { len } else { 1 });
         }
@@ -134,6 +144,39 @@ async fn look(blobs: &Arc<dyn Blobs>, id: BlobId, len: u64, options: FsckOptions
         start = end;
     }
     Ok(found)
+}
+
+/// The objects whose layouts may lie over the blob, for the end of a sentence: those of its owner and of who borrows from
+/// it, the first few.
+async fn objects_over(check: &Check<'_>, id: BlobId) -> Result<String> {
+    let mut layouts = vec![id.owner];
+    let mut pages = Pages::of(Keys::borrowers_of(id.owner));
+    while layouts.len() < LOOKED_AT_MAX
+        && let Some(page) = pages.next(&*check.snapshot).await?
+    {
+        for (key, _) in page {
+            layouts.extend(Keys::parse_last_id(&key).ok().map(LayoutId));
+        }
+    }
+    let mut names = BTreeSet::new();
+    for layout in layouts {
+        let record: Option<LayoutRecord> = check.get(&Keys::layout(layout)).await?;
+        let holder = record
+            .filter(|record| record.state == LayoutState::Held)
+            .and_then(|record| record.holder);
+        names.extend(holder.map(|holder| check.object_name(holder.bucket, &holder.key)));
+    }
+    if names.is_empty() {
+        return Ok(String::new());
+    }
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let named: Vec<String> = names.into_iter().take(NAMED_MAX).collect();
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    Ok(format!("; objects over it: {}{more}", named.join(", ")))
 }
 
 /// Takes the edge off what the sweep explains, and finds blobs whose layout does not exist.

@@ -5,9 +5,10 @@
 //! - **Strictly serialisable.** A transaction reads one snapshot. What it read, keys and scanned ranges alike (so also
 //!   keys that were not there), is protected: if another transaction changed any of it before this one commits, this
 //!   one ends in [`Outcome::Conflict`] and has no effect. A transaction that only reads needs no commit.
-//! - **Three ends.** [`Outcome::Committed`]: durable, as [`Durability`] says, and visible. [`Outcome::Conflict`]:
-//!   nothing happened; `transact!` runs the body again. [`Outcome::Unknown`]: the engine failed in between, and only
-//!   a later look at the store can tell. Callers must then neither undo nor acknowledge.
+//! - **Four ends.** [`Outcome::Committed`]: durable, as [`Durability`] says, and visible. [`Outcome::Conflict`]:
+//!   nothing happened; `transact!` runs the body again. [`Outcome::Refused`]: nothing happened, and trying at once again
+//!   would not help. [`Outcome::Unknown`]: the engine failed in between, and only a later look at the store can tell.
+//!   Callers must then neither undo nor acknowledge.
 //! - **Counters.** Transactions that add to one counter ([`Txn::add`]) do not conflict with each other, and a limit on it
 //!   ([`Txn::require_at_most`]) holds in the serial order. Who reads a counter with [`Txn::get`] or a scan is protected
 //!   from additions as from any other change.
@@ -129,8 +130,9 @@ pub enum Outcome {
     /// Something that was read has changed, or a counter would be over its limit; nothing was written. What it lost
     /// against is in every later snapshot.
     Conflict,
-    /// The engine failed: the writes may or may not be there. An engine for reading only says so by an error of kind
-    /// [`ReadOnly`](crate::ErrorKind::ReadOnly): then they are not.
+    /// The engine takes no commits, for reading only or because its disk is full or fails: the writes are not there.
+    Refused(Error),
+    /// The engine failed: the writes may or may not be there.
     Unknown(Error),
 }
 

@@ -61,6 +61,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How the operating system says that there is no room, or that a quota of the file system is used up (ENOSPC, EDQUOT).
 const FULL_TEXTS: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+/// How it says that a file system takes no writes (EROFS).
+const READ_ONLY_TEXT: &str = "Read-only file system";
+/// What is to be done about damage.
+const DAMAGE_ADVICE: &str = "the index is damaged: have the disk checked, look with `lithos fsck` what is hurt, and bring \
+    a backup back with `lithos restore`";
 
 /// A store in a folder of its own.
 #[derive(Debug)]
@@ -104,14 +109,22 @@ impl RocksKv {
 
 /// What RocksDB reports, with the kind that callers match on.
 fn engine_error(what: impl std::fmt::Display, error: rocksdb::Error) -> Error {
-    Error::new(kind_of(&error.kind(), error.as_ref()), what).caused_by(error)
+    let error_kind = kind_of(&error.kind(), error.as_ref());
+    let error_of = |what: &dyn std::fmt::Display| Error::new(error_kind, what);
+    match error_kind {
+        ErrorKind::Corrupt => error_of(&format_args!("{what}: {DAMAGE_ADVICE}")),
+        _ => error_of(&what),
+    }
+    .caused_by(error)
 }
 
-/// The status of RocksDB has no code for a full disk that would reach us: the text of the operating system tells.
+/// The status of RocksDB has no code for a full disk or a read-only one that would reach us: the text of the operating
+/// system tells.
 fn kind_of(status: &rocksdb::ErrorKind, text: &str) -> ErrorKind {
     match status {
         rocksdb::ErrorKind::Corruption => ErrorKind::Corrupt,
         _ if FULL_TEXTS.iter().any(|full| text.contains(full)) => ErrorKind::StorageFull,
+        _ if text.contains(READ_ONLY_TEXT) => ErrorKind::ReadOnly,
         _ => ErrorKind::Io,
     }
 }

@@ -447,13 +447,13 @@ impl Retry {
     /// # Errors
     ///
     /// The body's own error; [`ErrorKind::OutcomeUnknown`] if the engine failed while committing;
-    /// [`ErrorKind::ReadOnly`] if it is for reading only; [`ErrorKind::Contended`] after many conflicts.
+    /// [`ErrorKind::ReadOnly`], [`ErrorKind::StorageFull`] or [`ErrorKind::Io`] if it takes no commits;
+    /// [`ErrorKind::Contended`] after many conflicts.
     pub async fn finish<T>(&mut self, txn: Txn, body: Result<T>) -> Result<Option<T>> {
         let value = body?;
         match txn.commit().await {
             Outcome::Committed(_) => Ok(Some(value)),
-            // An engine for reading only has refused: nothing is unknown.
-            Outcome::Unknown(source) if source.kind() == ErrorKind::ReadOnly => Err(source),
+            Outcome::Refused(source) => Err(source),
             Outcome::Unknown(source) => Err(Error::new(
                 ErrorKind::OutcomeUnknown,
                 "the index could not say whether it committed",

@@ -287,6 +287,16 @@ fn the_control_file_switches_failures() {
 }
 
 #[test]
+fn the_control_file_says_what_is_free() {
+    let control = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = [0; 16];
+    bytes[4] = 7;
+    fs::write(control.path(), bytes).unwrap();
+    let end = run("space", &[("POWERCUT_CONTROL", control.path().to_str().unwrap())]);
+    assert!(end.said.contains("said 7,more\n"), "{end:?}");
+}
+
+#[test]
 fn settings_with_mistakes_end_the_program() {
     let end = run("count", &[("POWERCUT_FAIL", "nonsense")]);
     assert_eq!(end.status, 90, "{end:?}");

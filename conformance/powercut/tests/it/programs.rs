@@ -33,6 +33,7 @@ pub(crate) fn run(name: &str, folder: &Path) {
         "calls" => calls(folder),
         "sync again" => sync_again(folder),
         "control" => control(folder),
+        "space" => space(folder),
         _ => panic!("there is no program {name}"),
     }
 }
@@ -256,6 +257,26 @@ fn sync_again(folder: &Path) {
     file.sync_data().unwrap();
     sync(folder);
     cut()
+}
+
+/// What it is told to be free, and then what really is: the same twice.
+fn space(folder: &Path) {
+    let free = || {
+        let path = CString::new(folder.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the path ends in a zero byte; all zeros is a valid value, which is then filled.
+        unsafe {
+            let mut found: libc::statvfs = std::mem::zeroed();
+            assert_eq!(libc::statvfs(path.as_ptr(), &raw mut found), 0);
+            (found.f_bavail * found.f_frsize) >> 20
+        }
+    };
+    let switch = OpenOptions::new()
+        .write(true)
+        .open(std::env::var("POWERCUT_CONTROL").unwrap())
+        .unwrap();
+    let told = free();
+    switch.write_all_at(&[0; 4], 4).unwrap();
+    println!("said {told},{}", if free() > 7 { "more" } else { "less" });
 }
 
 fn control(folder: &Path) {

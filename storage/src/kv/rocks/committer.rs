@@ -14,8 +14,8 @@
 //! A crash before the batch is written leaves nothing of the group, a crash after it all of it: a batch is one record
 //! under one checksum. Nobody was told anything yet.
 //!
-//! After a failed write or sync the group ends in `Unknown`, as does every later commit without being written, until the
-//! database has been opened again: see `recovery`.
+//! After a failed write or sync the group ends in `Unknown`, and every later commit in `Refused`, until the database has
+//! been opened again: see `recovery`.
 
 use std::{
     sync::{Arc, mpsc as std_mpsc},
@@ -209,7 +209,7 @@ impl Worker {
             Ok(writer) => writer,
             Err(failure) => {
                 for request in group {
-                    request.answer(Outcome::Unknown(failure.no_commit()));
+                    request.answer(Outcome::Refused(failure.no_commit()));
                 }
                 return;
             }
@@ -444,8 +444,10 @@ mod tests {
         let mut commits: Vec<_> = (0..GROUP_COMMITS_MAX).map(|_| commit("key", &[])).collect();
         commits.push(commit("later", &[]));
         let (seat, outcomes) = run(read_only, commits);
-        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Unknown(_))));
-        assert!(format!("{:?}", outcomes.last()).contains("takes no commit until it has recovered"));
+        let (later, group) = outcomes.split_last().unwrap();
+        assert!(group.iter().all(|outcome| matches!(outcome, Outcome::Unknown(_))));
+        assert!(matches!(later, Outcome::Refused(_)));
+        assert!(format!("{later:?}").contains("takes no commit until it has recovered"));
         assert_eq!(seat.history().oldest(), Version(0), "nothing was published");
     }
 }

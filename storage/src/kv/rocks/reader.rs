@@ -54,7 +54,7 @@ impl Kv for RocksReader {
     }
 
     async fn commit(&self, _: Commit) -> Outcome {
-        Outcome::Unknown(Error::new(ErrorKind::ReadOnly, "the index was opened for reading only"))
+        Outcome::Refused(Error::new(ErrorKind::ReadOnly, "the index was opened for reading only"))
     }
 }
 

@@ -3,8 +3,8 @@
 //! After a failed write or sync the log may hold the group that was being written, or a part of it, or hold it only in a
 //! page cache that the kernel has marked clean without writing it. Trying again could acknowledge what the disk does not
 //! have, and appending behind a torn record could hide what follows it. Only an opening, which reads what the log really
-//! holds, may decide. Until one has, every commit is refused as `Unknown` at once, without being written, and reads go on;
-//! they see the rows from before the failure, as if the group were still on its way.
+//! holds, may decide. Until one has, every commit is refused at once, without being written, and reads go on; they
+//! see the rows from before the failure, as if the group were still on its way.
 //!
 //! # An attempt
 //!

@@ -89,10 +89,10 @@ async fn try_put(kv: &Arc<dyn Kv>, key: &str) -> Outcome {
     txn.commit().await
 }
 
-/// The error behind a commit that is unknown.
+/// The error behind a commit that is unknown or refused.
 async fn refused(kv: &Arc<dyn Kv>) -> Error {
     match try_put(kv, "refused").await {
-        Outcome::Unknown(error) => error,
+        Outcome::Unknown(error) | Outcome::Refused(error) => error,
         other => panic!("expected a refusal, not {other:?}"),
     }
 }
@@ -286,6 +286,11 @@ async fn write_against_the_limit(folder: &Path) {
                     break;
                 }
                 failed = false;
+            }
+            // What was refused is not there, which the count at the end would show too.
+            Outcome::Refused(_) => {
+                failed = true;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
             Outcome::Unknown(error) => {
                 let text = format!("{error:?}");
