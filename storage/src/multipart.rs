@@ -23,8 +23,8 @@ use crate::{
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
     layout::{Layout, LayoutBuilder, LayoutCursor},
     object::{PutOutcome, WriteCondition, release, write_object},
-    quota::{charge_part, uncharge_parts},
     part_checksum::keep_part_checksums,
+    quota::{charge_part, uncharge_parts},
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,

@@ -202,7 +202,7 @@ async fn who_is_too_many_is_told_to_slow_down_in_a_way_that_clients_understand()
         ],
     ] {
         await_metric(&server, "a full line", is_full).await?;
-        let mut command = aws(&server);
+        let mut command = aws(server.target(), server.scratch());
         command.env("AWS_MAX_ATTEMPTS", "1").current_dir(server.scratch());
         let told = run_failing(command.args(arguments))?;
         // The answer to a HEAD has no body that could say more.
@@ -215,7 +215,7 @@ async fn who_is_too_many_is_told_to_slow_down_in_a_way_that_clients_understand()
     }
     line.shutdown().await;
     drop(held);
-    run(aws(&server).args(["s3api", "head-bucket", "--bucket", &bench.bucket]))?;
+    run(aws(server.target(), server.scratch()).args(["s3api", "head-bucket", "--bucket", &bench.bucket]))?;
     Ok(())
 }
 

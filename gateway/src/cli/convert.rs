@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// The file to write.
     output: PathBuf,
 
-    /// The format to make: qcow2 or raw.
+    /// The format to make: raw, qcow2, vmdk, vhd, vhd:fixed, vhdx, vhdx:fixed, vdi or vdi:fixed.
     #[arg(long, value_name = "FORMAT")]
     to: Target,
 

@@ -122,14 +122,14 @@ async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) 
     }
     if xml_body::is_endless_form(&request) {
         let message = "the length of a form must be declared";
-        return refusal(S3Error::with_message(S3ErrorCode::MissingContentLength, message));
+        return refused(S3Error::with_message(S3ErrorCode::MissingContentLength, message));
     }
     let domains = &app.config.domains;
     let request = match xml_body::refuse_long(request, domains).await {
         Ok(request) => request,
         Err(error) => {
             // Some of the body may be on its way, and nobody will read it.
-            let mut response = refusal(*error);
+            let mut response = refused(*error);
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
             return response;
@@ -142,7 +142,7 @@ async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) 
         return library(service, again).await;
     }
     match watch.and_then(|watch| watch.refusal(&response)) {
-        Some(error) => refusal(error),
+        Some(error) => refused(error),
         None => response,
     }
 }
@@ -157,7 +157,7 @@ async fn library(service: &S3Service, request: http::Request<Body>) -> HttpRespo
     }
 }
 
-fn refusal(error: S3Error) -> HttpResponse {
+fn refused(error: S3Error) -> HttpResponse {
     error
         .to_http_response()
         .unwrap_or_else(|_| status_only(http::StatusCode::BAD_REQUEST))

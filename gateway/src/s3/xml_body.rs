@@ -18,7 +18,6 @@ use http::{
 };
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use lithos_storage::Digests;
 use s3s::{Body, S3Error, S3ErrorCode, S3Result};
 use sha2::{Digest as _, Sha256};
@@ -84,7 +83,7 @@ impl Seen {
 
 /// A body that notes what is read of it.
 struct Watched {
-    inner: Incoming,
+    inner: Body,
     seen: Seen,
 }
 
@@ -127,10 +126,7 @@ pub(super) struct Watch {
 ///
 /// The body is read and thrown away first, unless the client waits to be told to send it: a connection that is closed on
 /// bytes under way loses the answer too (RFC 9112, "Tear-down").
-pub(super) async fn refuse_long(
-    request: Request<Incoming>,
-    domains: &[String],
-) -> Result<Request<Incoming>, Box<S3Error>> {
+pub(super) async fn refuse_long(request: Request<Body>, domains: &[String]) -> Result<Request<Body>, Box<S3Error>> {
     let declared = request.body().size_hint().lower();
     if declared <= XML_LEN_MAX as u64 || !is_document(&request, domains) {
         return Ok(request);
@@ -145,9 +141,9 @@ pub(super) async fn refuse_long(
 }
 
 /// Puts a request's body under watch, if it is XML.
-pub(super) fn watch(request: Request<Incoming>, domains: &[String]) -> (Request<Body>, Option<Watch>) {
+pub(super) fn watch(request: Request<Body>, domains: &[String]) -> (Request<Body>, Option<Watch>) {
     if !is_document(&request, domains) {
-        return (request.map(Body::from), None);
+        return (request, None);
     }
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let len: u64 = text(CONTENT_LENGTH.as_str())
@@ -156,7 +152,7 @@ pub(super) fn watch(request: Request<Incoming>, domains: &[String]) -> (Request<
     let hash = text("x-amz-content-sha256").unwrap_or_default();
     if hash.starts_with("STREAMING-") {
         // What passes here is framed; the library verifies the frames.
-        return (request.map(Body::from), None);
+        return (request, None);
     }
     let watch = Watch {
         seen: Seen {
@@ -176,7 +172,7 @@ pub(super) fn watch(request: Request<Incoming>, domains: &[String]) -> (Request<
     (request, Some(watch))
 }
 
-fn is_document(request: &Request<Incoming>, domains: &[String]) -> bool {
+fn is_document(request: &Request<Body>, domains: &[String]) -> bool {
     let names_document = || parameters(request).any(|name| DOCUMENTS.contains(&name));
     match *request.method() {
         Method::PUT if names_document() => true,
@@ -191,7 +187,7 @@ fn is_document(request: &Request<Incoming>, domains: &[String]) -> bool {
 }
 
 /// The names of the parameters in the query.
-fn parameters(request: &Request<Incoming>) -> impl Iterator<Item = &str> {
+fn parameters(request: &Request<Body>) -> impl Iterator<Item = &str> {
     let query = request.uri().query().unwrap_or_default();
     query.split('&').filter_map(|pair| pair.split('=').next())
 }
@@ -244,7 +240,7 @@ fn too_long() -> S3Error {
 }
 
 /// Whether a request is a form whose length is not known: the library would hold its file in memory.
-pub(super) fn is_endless_form(request: &Request<Incoming>) -> bool {
+pub(super) fn is_endless_form(request: &Request<Body>) -> bool {
     let kind = request
         .headers()
         .get(CONTENT_TYPE)

@@ -8,7 +8,7 @@
 //! | `O` | bucket id, object key | [`ObjectRecord`] of the current version |
 //! | `U` | bucket id, object key, NUL, upload id | [`UploadRecord`] |
 //! | `P` | upload id, part number | [`PartRecord`] |
-//! | `K` | layout id, page | the checksums of a completed upload's parts, a page of them |
+//! | `N` | layout id, page | the checksums of a completed upload's parts, a page of them |
 //! | `E` | upload id | [`EndedUpload`]: parts to clear in the background |
 //! | `L` | layout id | [`LayoutRecord`], if the layout owns blobs or borrows some |
 //! | `X` | owner's layout id, blob index | [`BlobRecord`]: a blob in use |
