@@ -6,6 +6,7 @@
 //! | `bounds` | what happens when clients are too many, too slow or too greedy |
 //! | `backup` | backup under load, restore, check, reading only |
 //! | `clients` | aws, s3cmd and boto3 |
+//! | `damage` | disks that are full or refuse, files that are damaged |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
@@ -27,6 +28,7 @@ mod backup;
 mod bounds;
 mod clients;
 mod convert;
+mod damage;
 mod exposition;
 mod heavy;
 mod images;
