@@ -6,7 +6,6 @@
 //! | `bounds` | what happens when clients are too many, too slow or too greedy |
 //! | `backup` | backup under load, restore, check, reading only |
 //! | `clients` | the clients of the library, one server a client |
-//! | `clients` | aws, s3cmd and boto3 |
 //! | `damage` | disks that are full or refuse, files that are damaged |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
