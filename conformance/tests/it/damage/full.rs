@@ -132,7 +132,7 @@ async fn complete(images: &Images, upload: &str, etags: Vec<String>) -> Result<(
 fn ensure_aws_says_so(images: &Images, bytes: &[u8]) -> Result<()> {
     let file = images.path("file");
     std::fs::write(&file, bytes)?;
-    let mut put = aws(&images.server);
+    let mut put = aws(images.server.target(), images.server.scratch());
     put.args([
         "s3api",
         "put-object",
