@@ -524,6 +524,11 @@ impl Journal {
     }
 
     pub(crate) fn mkdir(&mut self, path: &[u8], mode: libc::mode_t) -> c_int {
+        // The kernel looks for the name before it looks whether it may write, and callers rely on it.
+        if sys::lstat(path).is_some() {
+            sys::set_errno(libc::EEXIST);
+            return -1;
+        }
         if self.refuse(Call::Name) {
             return -1;
         }

@@ -281,7 +281,7 @@ fn the_control_file_switches_failures() {
     let control = tempfile::NamedTempFile::new().unwrap();
     fs::write(control.path(), [0; 16]).unwrap();
     let end = run("control", &[("POWERCUT_CONTROL", control.path().to_str().unwrap())]);
-    assert!(end.said.contains("said ok,28,30,24,ok\n"), "{end:?}");
+    assert!(end.said.contains("said ok,28,30,24,ok,17\n"), "{end:?}");
     let bytes = fs::read(control.path()).unwrap();
     assert_eq!(u64::from_le_bytes(bytes[8..16].try_into().unwrap()), 3);
 }
