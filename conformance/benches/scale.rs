@@ -12,6 +12,7 @@
 )]
 
 use std::{
+    fmt::Write,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -132,13 +133,15 @@ impl Scale {
             begun.elapsed().as_secs_f64(),
             stored >> 20
         );
-        let named: String = (1..)
-            .zip(&answers)
-            .map(|(number, answer)| {
-                let etag = answer.header("etag").unwrap();
-                format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
-            })
-            .collect();
+        let mut named = String::new();
+        for (number, answer) in (1..).zip(&answers) {
+            let etag = answer.header("etag").unwrap();
+            write!(
+                named,
+                "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+            )
+            .unwrap();
+        }
         let complete = self.bench.object("POST", "long.img").query("uploadId", &id);
         let complete = complete.body(format!("<CompleteMultipartUpload>{named}</CompleteMultipartUpload>"));
         self.timed("CompleteMultipartUpload", 200, complete).await;
@@ -219,7 +222,7 @@ impl Scale {
             assert_eq!(entries, expected, "{query:?}");
             times.push(took);
         }
-        let used = self.server.processor_time().unwrap() - before;
+        let used = self.server.processor_time().unwrap().saturating_sub(before);
         times.sort();
         println!(
             "ListObjectsV2, {what}: {:.1} ms in the middle, {:.1} ms at worst, {:.1} ms of processor each, of {}",
