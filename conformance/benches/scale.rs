@@ -97,6 +97,11 @@ where
 }
 
 impl Scale {
+    /// A connection that waited while others filled the bucket was closed by the server.
+    async fn reconnect(&mut self) {
+        self.connection = Connection::open(&self.bench.target).await.unwrap();
+    }
+
     async fn send(&mut self, request: Request) -> (Response, Duration) {
         let request = signed(&self.bench, request);
         self.connection.send_timed(&request).await.unwrap()
@@ -125,6 +130,7 @@ impl Scale {
             part.query("partNumber", &(number + 1).to_string()).body(body)
         });
         let answers = answers.await;
+        self.reconnect().await;
         let stored = self.server.stored_bytes().unwrap();
         println!(
             "{parts} parts of {} MiB, {} KiB of each not zero: {:.0} s, {} MiB stored",
@@ -186,6 +192,7 @@ impl Scale {
         let begun = Instant::now();
         let put = move |bench: &Bench, number| bench.object("PUT", &key(number));
         each(&self.bench, FILLERS, keys, put).await;
+        self.reconnect().await;
         println!(
             "{keys} keys put by {FILLERS} clients: {:.0} s",
             begun.elapsed().as_secs_f64()
