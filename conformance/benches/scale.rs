@@ -12,6 +12,7 @@
 )]
 
 use std::{
+    fmt::Write,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -96,6 +97,11 @@ where
 }
 
 impl Scale {
+    /// A connection that waited while others filled the bucket was closed by the server.
+    async fn reconnect(&mut self) {
+        self.connection = Connection::open(&self.bench.target).await.unwrap();
+    }
+
     async fn send(&mut self, request: Request) -> (Response, Duration) {
         let request = signed(&self.bench, request);
         self.connection.send_timed(&request).await.unwrap()
@@ -124,6 +130,7 @@ impl Scale {
             part.query("partNumber", &(number + 1).to_string()).body(body)
         });
         let answers = answers.await;
+        self.reconnect().await;
         let stored = self.server.stored_bytes().unwrap();
         println!(
             "{parts} parts of {} MiB, {} KiB of each not zero: {:.0} s, {} MiB stored",
@@ -132,13 +139,15 @@ impl Scale {
             begun.elapsed().as_secs_f64(),
             stored >> 20
         );
-        let named: String = (1..)
-            .zip(&answers)
-            .map(|(number, answer)| {
-                let etag = answer.header("etag").unwrap();
-                format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
-            })
-            .collect();
+        let mut named = String::new();
+        for (number, answer) in (1..).zip(&answers) {
+            let etag = answer.header("etag").unwrap();
+            write!(
+                named,
+                "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+            )
+            .unwrap();
+        }
         let complete = self.bench.object("POST", "long.img").query("uploadId", &id);
         let complete = complete.body(format!("<CompleteMultipartUpload>{named}</CompleteMultipartUpload>"));
         self.timed("CompleteMultipartUpload", 200, complete).await;
@@ -183,6 +192,7 @@ impl Scale {
         let begun = Instant::now();
         let put = move |bench: &Bench, number| bench.object("PUT", &key(number));
         each(&self.bench, FILLERS, keys, put).await;
+        self.reconnect().await;
         println!(
             "{keys} keys put by {FILLERS} clients: {:.0} s",
             begun.elapsed().as_secs_f64()
@@ -219,7 +229,7 @@ impl Scale {
             assert_eq!(entries, expected, "{query:?}");
             times.push(took);
         }
-        let used = self.server.processor_time().unwrap() - before;
+        let used = self.server.processor_time().unwrap().saturating_sub(before);
         times.sort();
         println!(
             "ListObjectsV2, {what}: {:.1} ms in the middle, {:.1} ms at worst, {:.1} ms of processor each, of {}",

@@ -1,5 +1,10 @@
 //! The AWS command line.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a JSON value gives null for what it lacks; it never panics"
+)]
+
 use std::fs;
 
 use anyhow::{Context, Result, ensure};

@@ -22,8 +22,10 @@ const CLIENTS: usize = 32;
 /// Readers of the second race, and how often each looks.
 const READERS: usize = 3;
 const LOOKS: usize = 2;
-/// Most time that a client holds back, so that not always the same one is first.
+/// Most microseconds that a client holds back, so that not always the same one is first.
 const DELAY_MAX: u64 = 2_000;
+/// The same for an abort, which has less to do than a completion and would win nearly always.
+const ABORT_DELAY_MAX: u64 = 4 * DELAY_MAX;
 
 fn rounds() -> usize {
     if std::env::var_os("LITHOS_TEST_FULL").is_some() {
@@ -281,7 +283,8 @@ async fn complete_abort_put_and_delete_of_one_key_leave_one_history() -> Result<
         let mut clients = JoinSet::new();
         for (act, mut connection) in acts.iter().copied().zip(connections.drain(..)) {
             let (arena, start) = (arena.clone(), Arc::clone(&start));
-            let delay = Duration::from_micros(dice.below(DELAY_MAX));
+            let delay_max = if act == Act::Abort { ABORT_DELAY_MAX } else { DELAY_MAX };
+            let delay = Duration::from_micros(dice.below(delay_max));
             clients.spawn(async move {
                 start.wait().await;
                 tokio::time::sleep(delay).await;

@@ -115,7 +115,7 @@ pub(super) async fn get_object(
         output.checksum_type = object.record.checksum.as_ref().map(|whole| checksum_type(whole.kind));
         set_checksum!(output, Some(checksum));
     }
-    output.body = Some(body(&object, asked.range.clone()));
+    output.body = Some(body(&object, asked.range.clone()).await?);
     Ok(respond(output, asked.is_partial))
 }
 
@@ -308,14 +308,16 @@ async fn job_states(app: &App, record: &ObjectRecord) -> S3Result<Option<String>
     Ok((!states.is_empty()).then(|| states.join(" ")))
 }
 
-/// The bytes of `range` as a body.
-fn body(object: &OpenObject, range: Range<u64>) -> StreamingBlob {
+/// The bytes of `range` as a body. The first of them are read before the head goes out: what cannot be read from its
+/// beginning is an error that the client gets to see.
+async fn body(object: &OpenObject, range: Range<u64>) -> S3Result<StreamingBlob> {
     let len = range.end - range.start;
-    let stream = object.reader().stream(range);
-    StreamingBlob::new(ObjectBody {
-        stream: SyncStream::new(stream),
+    let mut stream = object.reader().stream(range);
+    let first = stream.next().await.transpose().map_err(store_error)?;
+    Ok(StreamingBlob::new(ObjectBody {
+        stream: SyncStream::new(futures::stream::iter(first.map(Ok)).chain(stream).boxed()),
         remaining: len,
-    })
+    }))
 }
 
 /// A stream that knows how much is left, so that the response has a length.

@@ -141,8 +141,9 @@ impl Front {
                 let request = self.watch(request, &leftover, &id, &operation);
                 let span = tracing::info_span!("request", id = id.0);
                 let mut response = (self.service)(request).instrument(span).await;
-                if response.status() == StatusCode::INTERNAL_SERVER_ERROR && leftover.is_too_slow() {
-                    // s3s reads XML bodies itself, and takes whatever goes wrong for its own mistake.
+                let broken = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::BAD_REQUEST].contains(&response.status());
+                if broken && leftover.is_too_slow() {
+                    // Whoever reads an XML body sees it break off, and does not know why.
                     response = s3::refusal(&id, S3ErrorCode::RequestTimeout, TOO_SLOW.to_owned());
                 }
                 (response, permit)
