@@ -112,21 +112,18 @@ async fn scrub_is_due(app: &App) -> lithos_storage::Result<bool> {
     if every == 0 {
         return Ok(false);
     }
-    let state = app.store.scrub_state().await?;
-    Ok(match state {
-        Some(state) => state.begun.plus_millis(every) <= app.store.now(),
-        // A store that is new need not be read at once; this notes when it was first seen.
-        None => {
-            let now = app.store.now();
-            let begun = lithos_storage::ScrubState {
-                begun: now,
-                ended: Some(now),
-                ..lithos_storage::ScrubState::default()
-            };
-            app.store.set_scrub_state(&begun).await?;
-            false
-        }
-    })
+    if let Some(state) = app.store.scrub_state().await? {
+        return Ok(state.begun.plus_millis(every) <= app.store.now());
+    }
+    // A store that is new need not be read at once; this notes when it was first seen.
+    let now = app.store.now();
+    let seen = lithos_storage::ScrubState {
+        begun: now,
+        ended: Some(now),
+        ..lithos_storage::ScrubState::default()
+    };
+    app.store.set_scrub_state(&seen).await?;
+    Ok(false)
 }
 
 /// Queues a scrub of everything, unless one is under way; gives its job.

@@ -139,7 +139,9 @@ impl Store {
                 reason: first.reason.clone(),
                 found,
             });
-            places.iter().for_each(|place| record.add(place));
+            for place in places {
+                record.add(place);
+            }
             txn.put(Keys::damage(blob), encode(&record))?;
             Ok(new)
         });

@@ -89,7 +89,7 @@ impl Faulty {
 
     /// Has the server believe that so much is free.
     fn set_free(&self, mebibytes: u32) -> Result<()> {
-        Ok(self.control.write_all_at(&mebibytes.to_ne_bytes(), 4)?)
+        put(&self.control, mebibytes, 4)
     }
 
     /// Puts until it is acknowledged.
@@ -179,7 +179,15 @@ fn preload(server: &mut Server, disk: &Path) -> Result<File> {
 }
 
 fn set(control: &File, disk: Disk) -> Result<()> {
-    Ok(control.write_all_at(&(disk as u32).to_ne_bytes(), 0)?)
+    put(control, disk as u32, 0)
+}
+
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "the server maps the file into its memory, on this machine"
+)]
+fn put(control: &File, word: u32, offset: u64) -> Result<()> {
+    Ok(control.write_all_at(&word.to_ne_bytes(), offset)?)
 }
 
 /// The report of `lithos fsck --deep`.

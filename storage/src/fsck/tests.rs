@@ -57,20 +57,20 @@ impl World {
             bucket,
         };
         world.put("inline", &[1; 10]).await;
-        world.put("blob", &[2; 100_000]).await;
+        world.put("blob", &vec![2; 100_000]).await;
         world.put("paged", &striped(9)).await;
-        world.put("gone", &[3; 100_000]).await;
+        world.put("gone", &vec![3; 100_000]).await;
         world.copy("blob", "copy").await;
         world.copy("paged", "copy of pages").await;
         // Released, and kept by a copy.
         world.copy("gone", "heir").await;
         world.delete("gone").await;
         let open = world.upload("open").await;
-        world.part("open", open, 1, &[4; 70_000]).await;
+        world.part("open", open, 1, &vec![4; 70_000]).await;
         let done = world.upload("done").await;
         let mut parts = Vec::new();
         for number in 1..=3 {
-            parts.push(world.part("done", done, number, &[5; 70_000]).await);
+            parts.push(world.part("done", done, number, &vec![5; 70_000]).await);
         }
         parts.pop();
         let (key, always) = ("done".parse().unwrap(), WriteCondition::Always);
@@ -79,7 +79,7 @@ impl World {
             .complete_upload(&world.bucket, &key, done, &parts, &always, |_, _| Ok(Vec::new()));
         completed.await.unwrap();
         let aborted = world.upload("aborted").await;
-        world.part("aborted", aborted, 1, &[6; 70_000]).await;
+        world.part("aborted", aborted, 1, &vec![6; 70_000]).await;
         world
             .store
             .abort_upload(&world.bucket, &"aborted".parse().unwrap(), aborted)

@@ -59,8 +59,8 @@ async fn filled(path: &Path) -> Local {
         .await
         .unwrap();
     put(&store, "small", &[1; 10]).await.unwrap();
-    put(&store, "large", &[2; 300_000]).await.unwrap();
-    put(&store, "other", &[3; 300_000]).await.unwrap();
+    put(&store, "large", &vec![2; 300_000]).await.unwrap();
+    put(&store, "other", &vec![3; 300_000]).await.unwrap();
     fs::write(path.join("credentials"), "hush").unwrap();
     fs::set_permissions(path.join("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(path.join("endpoints.json"), "{}").unwrap();
@@ -110,9 +110,9 @@ async fn reading_only_writes_nothing() {
         let local = Local::open(&path, Mode::ReadOnly).unwrap();
         let store = store(&local).await;
         assert_eq!(get(&store, "small").await, [1; 10]);
-        assert_eq!(get(&store, "large").await, [2; 300_000]);
-        for (name, data) in [("small", &[4; 10][..]), ("large", &[4; 300_000])] {
-            assert_eq!(put(&store, name, data).await.unwrap_err().kind(), ErrorKind::ReadOnly);
+        assert_eq!(get(&store, "large").await, vec![2; 300_000]);
+        for (name, data) in [("small", vec![4; 10]), ("large", vec![4; 300_000])] {
+            assert_eq!(put(&store, name, &data).await.unwrap_err().kind(), ErrorKind::ReadOnly);
         }
         let deleted = store.delete_object(&bucket(), &"small".parse().unwrap()).await;
         assert_eq!(deleted.unwrap_err().kind(), ErrorKind::ReadOnly);
@@ -192,9 +192,9 @@ async fn a_backup_is_of_its_moment_and_comes_back() {
         let restored = Local::open(&path(name), Mode::ReadWrite).unwrap();
         let store = self::store(&restored).await;
         assert_eq!(get(&store, "small").await, [1; 10]);
-        assert_eq!(get(&store, "large").await, [2; 300_000]);
+        assert_eq!(get(&store, "large").await, vec![2; 300_000]);
         // It is a store of its own: nothing done to it reaches the backup.
-        put(&store, "more", &[5; 300_000]).await.unwrap();
+        put(&store, "more", &vec![5; 300_000]).await.unwrap();
         store.delete_object(&bucket(), &"other".parse().unwrap()).await.unwrap();
         store.sweep().await.unwrap();
         drop((store, restored));
@@ -215,7 +215,7 @@ async fn deletions_wait_for_a_backup() {
         let store = store.clone();
         async move { store.sweep().await }
     });
-    put(&store, "meanwhile", &[7; 300_000]).await.unwrap();
+    put(&store, "meanwhile", &vec![7; 300_000]).await.unwrap();
     assert!(!sweeper.is_finished());
     assert_eq!(blob_files(&folder.path().join("data")).len(), 3);
     drop(alone);

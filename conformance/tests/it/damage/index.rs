@@ -120,19 +120,16 @@ async fn a_damaged_table_is_never_believed() -> Result<()> {
             checked.status
         );
         ensure_advice(&said)?;
-        match images.run() {
-            Err(error) => {
-                refused += 1;
-                ensure_advice(&format!("{error:#}"))?;
+        if let Err(error) = images.run() {
+            refused += 1;
+            ensure_advice(&format!("{error:#}"))?;
+        } else {
+            let hurt = unreadable(&images).await?;
+            if hurt > 0 {
+                ensure_advice(&images.server.log())?;
             }
-            Ok(()) => {
-                let hurt = unreadable(&images).await?;
-                if hurt > 0 {
-                    ensure_advice(&images.server.log())?;
-                }
-                failed += hurt;
-                images.server.kill()?;
-            }
+            failed += hurt;
+            images.server.kill()?;
         }
         put_back(&images.server, &kept)?;
     }

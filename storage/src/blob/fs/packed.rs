@@ -144,42 +144,27 @@ thread_local! {
     static CONTEXT: RefCell<Decompressor<'static>> = RefCell::default();
 }
 
-/// Gives groups back as they were.
-pub(super) struct Unpacker;
-
-impl Unpacker {
-    pub(super) fn new() -> Self {
-        Self
+/// Writes the group `index`, from what is stored of it, into `out`, which is as long as the group; or says what is
+/// wrong with it.
+pub(super) fn unpack(groups: &Groups, index: usize, stored: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
+    let group = groups.group(index);
+    if block_sum(stored) != group.sum {
+        return Err("a group does not match its checksum");
     }
-
-    /// Writes the group `index`, from what is stored of it, into `out`, which is as long as the group; or says what is
-    /// wrong with it.
-    pub(super) fn unpack(
-        &self,
-        groups: &Groups,
-        index: usize,
-        stored: &[u8],
-        out: &mut [u8],
-    ) -> Result<(), &'static str> {
-        let group = groups.group(index);
-        if block_sum(stored) != group.sum {
-            return Err("a group does not match its checksum");
-        }
-        match group.kind {
-            Kind::Raw if stored.len() == out.len() => out.copy_from_slice(stored),
-            Kind::Raw => return Err("a group has another length than it must have"),
-            Kind::Frame => self.decompress(stored, out)?,
-        }
-        Ok(())
+    match group.kind {
+        Kind::Raw if stored.len() == out.len() => out.copy_from_slice(stored),
+        Kind::Raw => return Err("a group has another length than it must have"),
+        Kind::Frame => decompress(stored, out)?,
     }
+    Ok(())
+}
 
-    fn decompress(&self, frame: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
-        // The output is bounded by `out`, whatever the frame says of itself.
-        match CONTEXT.with_borrow_mut(|context| context.decompress_to_buffer(frame, out)) {
-            Ok(len) if len == out.len() => Ok(()),
-            Ok(_) => Err("a group is shorter than it must be"),
-            Err(_) => Err("a group cannot be decompressed"),
-        }
+fn decompress(frame: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
+    // The output is bounded by `out`, whatever the frame says of itself.
+    match CONTEXT.with_borrow_mut(|context| context.decompress_to_buffer(frame, out)) {
+        Ok(len) if len == out.len() => Ok(()),
+        Ok(_) => Err("a group is shorter than it must be"),
+        Err(_) => Err("a group cannot be decompressed"),
     }
 }
 
@@ -187,7 +172,6 @@ impl Unpacker {
 pub(super) struct Packer {
     level: i32,
     compressor: Compressor<'static>,
-    unpacker: Unpacker,
     /// Room for one frame.
     frame: Vec<u8>,
     /// Room to decompress it again.
@@ -203,7 +187,6 @@ impl Packer {
         Ok(Self {
             level,
             compressor: Compressor::new(level)?,
-            unpacker: Unpacker::new(),
             frame: Vec::with_capacity(zstd::zstd_safe::compress_bound(GROUP)),
             check: vec![0; GROUP],
             len: 0,
@@ -234,7 +217,7 @@ impl Packer {
     /// believed; it costs little beside compressing.
     fn gives_back(&mut self, group: &[u8]) -> bool {
         self.check.resize(group.len(), 0);
-        self.unpacker.decompress(&self.frame, &mut self.check).is_ok() && self.check == group
+        decompress(&self.frame, &mut self.check).is_ok() && self.check == group
     }
 
     /// Bytes of the groups so far.
@@ -309,9 +292,7 @@ mod tests {
                 let (offset, stored_len) = groups.stored(index);
                 let offset = usize::try_from(offset).unwrap();
                 let mut out = vec![0; group_len(len as u64, index as u64)];
-                Unpacker::new()
-                    .unpack(&groups, index, &stored[offset..offset + stored_len], &mut out)
-                    .unwrap();
+                unpack(&groups, index, &stored[offset..offset + stored_len], &mut out).unwrap();
                 unpacked.extend(out);
             }
             assert!(unpacked == content, "{len} bytes");
@@ -394,7 +375,7 @@ mod tests {
                 .into(),
             };
             let mut out = vec![0; group.len()];
-            let unpacked = Unpacker::new().unpack(&groups, 0, &frame, &mut out);
+            let unpacked = unpack(&groups, 0, &frame, &mut out);
             assert!(unpacked.is_err(), "{why}");
         }
     }

@@ -143,7 +143,7 @@ impl Sealed {
     fn middle(&self, range: &Range<u64>) -> Option<u64> {
         match &self.form {
             Form::Plain(_) => None,
-            Form::Packed(form) => form.middle(range),
+            Form::Packed(_) => packed::middle(range),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
         damaged,
         fs::{
             file::BlobFile,
-            packed::{GROUP, GROUP_LEN, Groups, Unpacker, group_len},
+            packed::{GROUP, GROUP_LEN, Groups, group_len, unpack},
             partial::{Opening, PartialGroups},
         },
     },
@@ -63,6 +63,12 @@ impl Cut {
     }
 }
 
+/// Where a range that is long enough is best cut in two, for two threads to unpack.
+pub(super) fn middle(range: &Range<u64>) -> Option<u64> {
+    let len = range.end.saturating_sub(range.start);
+    (len >= SHARED_LEN_MIN).then(|| (range.start + len / 2) / GROUP_LEN * GROUP_LEN)
+}
+
 impl PackedForm {
     pub(super) fn new(len: u64, groups: Groups, opening: Opening) -> Self {
         Self { len, groups, opening }
@@ -80,12 +86,6 @@ impl PackedForm {
         let (start, _) = self.groups.stored(in_memory(groups.start));
         let (offset, len) = self.groups.stored(in_memory(last));
         (start, offset + len as u64 - start)
-    }
-
-    /// Where a range that is long enough is best cut in two, for two threads to unpack.
-    pub(super) fn middle(&self, range: &Range<u64>) -> Option<u64> {
-        let len = range.end.saturating_sub(range.start);
-        (len >= SHARED_LEN_MIN).then(|| (range.start + len / 2) / GROUP_LEN * GROUP_LEN)
     }
 
     pub(super) fn read(&self, file: &BlobFile, partial: &PartialGroups, range: Range<u64>) -> Result<Bytes> {
@@ -115,7 +115,7 @@ impl PackedForm {
         let (whole_room, tail_room) = rest.split_at_mut(rest.len() - tail.len());
         head_room.copy_from_slice(&head);
         tail_room.copy_from_slice(&tail);
-        self.unpack(file, &Unpacker::new(), cut.whole, whole_room)
+        self.unpack(file, cut.whole, whole_room)
     }
 
     /// A range within one group, which is kept for whoever wants the rest of it.
@@ -126,7 +126,7 @@ impl PackedForm {
         let index = range.start / GROUP_LEN;
         let group = partial.get(self.opening, in_memory(index), || {
             let mut group = vec![0; group_len(self.len, index)];
-            self.unpack(file, &Unpacker::new(), index..index + 1, &mut group)?;
+            self.unpack(file, index..index + 1, &mut group)?;
             Ok(group.into())
         })?;
         let start = index * GROUP_LEN;
@@ -136,11 +136,11 @@ impl PackedForm {
     /// Reads a group and verifies it.
     pub(super) fn check(&self, file: &BlobFile, index: u64) -> Result<()> {
         let mut group = vec![0; group_len(self.len, index)];
-        self.unpack(file, &Unpacker::new(), index..index + 1, &mut group)
+        self.unpack(file, index..index + 1, &mut group)
     }
 
     /// Reads whole groups at once and unpacks them into `out`, which is as long as they are.
-    fn unpack(&self, file: &BlobFile, unpacker: &Unpacker, groups: Range<u64>, out: &mut [u8]) -> Result<()> {
+    fn unpack(&self, file: &BlobFile, groups: Range<u64>, out: &mut [u8]) -> Result<()> {
         let (start, len) = self.stored(groups.clone());
         let mut stored = vec![0; in_memory(len)];
         file.read(&mut stored, start, Some(groups.start * GROUP_LEN))?;
@@ -148,8 +148,7 @@ impl PackedForm {
         for (index, out) in groups.zip(out.chunks_mut(GROUP)) {
             let (_, len) = self.groups.stored(in_memory(index));
             let (group, rest) = stored.split_at(len);
-            unpacker
-                .unpack(&self.groups, in_memory(index), group, out)
+            unpack(&self.groups, in_memory(index), group, out)
                 .map_err(|reason| damaged(file.id, Some(index * GROUP_LEN), reason))?;
             stored = rest;
         }
