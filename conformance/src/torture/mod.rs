@@ -2,8 +2,8 @@
 //!
 //! A run is a row of rounds. In each, a server is started, a few clients do random things to it for a moment, and it ends:
 //! its power is cut (by the library `lithos-powercut`), it is killed, or calls of it fail and it is then killed or told to
-//! stop. It is started again, on a sound disk, and held against what the clients know: [`model`] says what is allowed,
-//! [`check`] looks, [`history`] judges keys that all clients share.
+//! stop. It is started again, on a sound disk, and held against what the clients know: `model` says what is allowed,
+//! `check` looks, `history` judges keys that all clients share.
 //!
 //! Some rounds make an epoch. At its end all jobs have to end, all objects are deleted, and then no file of a blob may be
 //! left; the next epoch may begin with a new data folder.

@@ -3,7 +3,7 @@
 //! | path | what | signed |
 //! | --- | --- | --- |
 //! | `/healthz`, `/readyz` | whether the process lives, and whether it can serve | no |
-//! | `/metrics` | what the server counts ([`metrics`](crate::metrics)) | no |
+//! | `/metrics` | what the server counts ([`metrics`]) | no |
 //! | `/api/v1/…` | [`ROUTES`], described by `openapi.json` | yes, as S3 requests are |
 //! | all else | where S3 and the API are | |
 //!
