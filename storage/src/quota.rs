@@ -99,7 +99,7 @@ impl Store {
         Ok(())
     }
 
-    /// Counts the usage of everything anew, as [`recount`] does.
+    /// Counts the usage of everything anew.
     ///
     /// # Errors
     ///

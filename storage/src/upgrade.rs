@@ -1,6 +1,6 @@
 //! From an older format to that of this release, offline.
 //!
-//! [`STEPS`] lists what has to be done, in order, with the format that each step belongs to. A step goes through tables in
+//! `STEPS` lists what has to be done, in order, with the format that each step belongs to. A step goes through tables in
 //! bounded transactions and may be done again from its beginning: what it finds done it leaves alone. When all have been
 //! done, one synced transaction writes the new format's number, and makes durable all that came before. A crash at any
 //! moment leaves the old number, and the next upgrade does all steps again.

@@ -2,7 +2,7 @@
 //!
 //! It stands between a program and the C library of Linux, for files below one folder. Everything is really done, at once;
 //! beside it, a journal keeps what it takes to undo it, until the program syncs. When the power is cut, a part of the
-//! journal that dice choose is undone, and the process ends with status [`cut::STATUS`](cut). What is then on disk is
+//! journal that dice choose is undone, and the process ends with status `cut::STATUS`. What is then on disk is
 //! what a machine could have found after the power came back.
 //!
 //! # What survives
@@ -24,9 +24,9 @@
 //! | `POWERCUT_DIR` | the folder, as the program spells it, absolute and without symbolic links; nothing is done without it |
 //! | `POWERCUT_SEED` | a number that decides what the dice say |
 //! | `POWERCUT_AT` | cut the power at the call of this number; counted are calls that change or sync something below the folder |
-//! | `POWERCUT_FAIL` | calls that fail, such as `eio@10:12,sync@3`; see [`fault`] |
+//! | `POWERCUT_FAIL` | calls that fail, such as `eio@10:12,sync@3`; see `fault` |
 //! | `POWERCUT_IGNORE` | syncs that are reported as done and do nothing, such as `data:/blobs/,dir:`: the kind, and a part of the path |
-//! | `POWERCUT_CONTROL` | a file of at least 16 bytes; see [`fault::Control`] |
+//! | `POWERCUT_CONTROL` | a file of at least 16 bytes; see `fault::Control` |
 //! | `POWERCUT_SYNC` | `real` syncs the disk too; otherwise a sync only ends the journal's entries, which is quicker and, as nobody cuts the real power, the same |
 //!
 //! The signal `SIGUSR2` cuts the power as well. A mistake in these ends the program at its start: a test whose faults are
