@@ -23,7 +23,7 @@ use std::{
 use lithos_conformance::{
     case::Bench,
     pattern::{Dice, Pattern},
-    target::Server,
+    target::{POLL, Server},
     wire::{AmzTime, Connection, Payload, Request, Response, elements},
 };
 use tokio::task::JoinSet;
@@ -34,6 +34,10 @@ const PARTS: usize = 10_000;
 const PART: usize = 5 << 20;
 /// What of a part is not zero: more than fits into the index, so that each part is a blob.
 const NOISE: u64 = 8 << 10;
+/// The longest slice that one UploadPartCopy takes.
+const SLICE: u64 = 5 << 30;
+/// Longest time until all blobs of deleted objects are gone.
+const SWEEP_MAX: Duration = Duration::from_mins(5);
 /// Clients that fill the bucket, so that many puts share a sync; and those that send parts, each 5 MiB at a time.
 const FILLERS: usize = 64;
 const SENDERS: usize = 4;
@@ -116,11 +120,7 @@ impl Scale {
     }
 
     async fn long_uploads(mut self, parts: usize) -> Self {
-        let create = self.bench.object("POST", "long.img").query("uploads", "");
-        let id = elements(&self.send(create).await.0.text(), "UploadId")
-            .next()
-            .unwrap()
-            .to_owned();
+        let id = self.begin("long.img").await;
         let begun = Instant::now();
         let upload = id.clone();
         let answers = each(&self.bench, SENDERS, parts, move |bench, number| {
@@ -139,31 +139,73 @@ impl Scale {
             begun.elapsed().as_secs_f64(),
             stored >> 20
         );
-        let mut named = String::new();
-        for (number, answer) in (1..).zip(&answers) {
-            let etag = answer.header("etag").unwrap();
-            write!(
-                named,
-                "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
-            )
-            .unwrap();
-        }
-        let complete = self.bench.object("POST", "long.img").query("uploadId", &id);
-        let complete = complete.body(format!("<CompleteMultipartUpload>{named}</CompleteMultipartUpload>"));
+        let etags: Vec<_> = answers
+            .iter()
+            .map(|answer| answer.header("etag").unwrap().to_owned())
+            .collect();
+        let complete = self.complete("long.img", &id, &etags);
         self.timed("CompleteMultipartUpload", 200, complete).await;
-
-        let source = format!("/{}/long.img", self.bench.bucket);
-        let copy = self.bench.object("PUT", "copy.img").header("x-amz-copy-source", source);
-        self.timed("CopyObject", 200, copy).await;
+        self.copy((parts * PART) as u64).await;
         self.convert().await;
         for key in ["long.img", "copy.img", "long.qcow2"] {
             let delete = self.bench.object("DELETE", key);
             self.timed(&format!("DeleteObject of {key}"), 204, delete).await;
         }
         let begun = Instant::now();
-        self.server.await_no_blobs().unwrap();
+        while !self.server.blob_files().unwrap().is_empty() {
+            assert!(
+                begun.elapsed() < SWEEP_MAX,
+                "the blobs of deleted objects are still there"
+            );
+            tokio::time::sleep(POLL).await;
+        }
         println!("all blobs swept: {:.1} s later", begun.elapsed().as_secs_f64());
         self
+    }
+
+    /// Begins an upload.
+    async fn begin(&mut self, key: &str) -> String {
+        let create = self.bench.object("POST", key).query("uploads", "");
+        let text = self.send(create).await.0.text();
+        elements(&text, "UploadId").next().unwrap().to_owned()
+    }
+
+    fn complete(&self, key: &str, id: &str, etags: &[String]) -> Request {
+        let mut named = String::new();
+        for (number, etag) in (1..).zip(etags) {
+            write!(
+                named,
+                "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+            )
+            .unwrap();
+        }
+        let body = format!("<CompleteMultipartUpload>{named}</CompleteMultipartUpload>");
+        self.bench.object("POST", key).query("uploadId", id).body(body)
+    }
+
+    /// Copies `long.img` as clients copy what is over 5 GiB: slice by slice, all in all.
+    async fn copy(&mut self, size: u64) {
+        let begun = Instant::now();
+        let id = self.begin("copy.img").await;
+        let source = format!("/{}/long.img", self.bench.bucket);
+        let mut etags = Vec::new();
+        for start in (0..size).step_by(usize::try_from(SLICE).unwrap()) {
+            let end = (start + SLICE).min(size) - 1;
+            let copy = self.bench.object("PUT", "copy.img").query("uploadId", &id);
+            let copy = copy.query("partNumber", &(etags.len() + 1).to_string());
+            let copy = copy.header("x-amz-copy-source", source.as_str());
+            let copy = copy.header("x-amz-copy-source-range", format!("bytes={start}-{end}"));
+            let (answer, _) = self.send(copy).await;
+            answer.expect_status(200).unwrap();
+            etags.push(elements(&answer.text(), "ETag").next().unwrap().to_owned());
+        }
+        let complete = self.complete("copy.img", &id, &etags);
+        self.send(complete).await.0.expect_status(200).unwrap();
+        println!(
+            "copy by UploadPartCopy of {} slices, begun and completed: {:.0} ms",
+            etags.len(),
+            millis(begun.elapsed())
+        );
     }
 
     /// From the tag to the object.
