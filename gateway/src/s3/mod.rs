@@ -125,7 +125,7 @@ async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) 
         return refused(S3Error::with_message(S3ErrorCode::MissingContentLength, message));
     }
     let domains = &app.config.domains;
-    let request = match xml_body::refuse_long(request, domains).await {
+    let request = match xml_body::refuse_long(request, domains) {
         Ok(request) => request,
         Err(error) => {
             // Some of the body may be on its way, and nobody will read it.

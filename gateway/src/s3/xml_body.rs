@@ -60,8 +60,10 @@ const DOCUMENTS: [&str; 29] = [
 
 /// Longest document that is read to its end only to refuse it.
 const DISCARD_LEN_MAX: u64 = 256 << 20;
-/// How long that may take.
+/// How long that may take; the connection of whoever is slower is closed.
 const DISCARD_TIME: Duration = Duration::from_secs(20);
+/// How long the next bytes may take: a client that is silent has nothing under way that could cost it the answer.
+const DISCARD_IDLE: Duration = Duration::from_secs(1);
 
 /// What has been read of a body.
 #[derive(Debug, Clone, Default)]
@@ -124,18 +126,18 @@ pub(super) struct Watch {
 
 /// Refuses a document that is declared longer than any that is well-formed.
 ///
-/// The body is read and thrown away first, unless the client waits to be told to send it: a connection that is closed on
-/// bytes under way loses the answer too (RFC 9112, "Tear-down").
-pub(super) async fn refuse_long(request: Request<Body>, domains: &[String]) -> Result<Request<Body>, Box<S3Error>> {
+/// The body is read and thrown away behind the answer, unless the client waits to be told to send it: a connection that is
+/// closed on bytes under way loses the answer too (RFC 9112, "Tear-down").
+pub(super) fn refuse_long(request: Request<Body>, domains: &[String]) -> Result<Request<Body>, Box<S3Error>> {
     let declared = request.body().size_hint().lower();
     if declared <= XML_LEN_MAX as u64 || !is_document(&request, domains) {
         return Ok(request);
     }
     if declared <= DISCARD_LEN_MAX && !request.headers().contains_key(EXPECT) {
         let mut body = request.into_body();
-        let discard = async { while let Some(Ok(_)) = body.frame().await {} };
-        // Whoever is slower does not get to hear why.
-        let _ = tokio::time::timeout(DISCARD_TIME, discard).await;
+        tokio::spawn(tokio::time::timeout(DISCARD_TIME, async move {
+            while let Ok(Some(Ok(_))) = tokio::time::timeout(DISCARD_IDLE, body.frame()).await {}
+        }));
     }
     Err(Box::new(too_long()))
 }

@@ -4,7 +4,7 @@
 //!
 //! - **Strictly serialisable.** A transaction reads one snapshot. What it read, keys and scanned ranges alike (so also
 //!   keys that were not there), is protected: if another transaction changed any of it before this one commits, this
-//!   one ends in [`Outcome::Conflict`] and has no effect. A transaction that only reads needs no commit.
+//!   one ends in [`Outcome::Conflict`] and has no effect. Who only reads needs no commit.
 //! - **Four ends.** [`Outcome::Committed`]: durable, as [`Durability`] says, and visible. [`Outcome::Conflict`]:
 //!   nothing happened; `transact!` runs the body again. [`Outcome::Refused`]: nothing happened, and trying at once again
 //!   would not help. [`Outcome::Unknown`]: the engine failed in between, and only a later look at the store can tell.
@@ -122,6 +122,13 @@ pub struct Commit {
     pub durability: Durability,
 }
 
+impl Commit {
+    /// Whether nothing is written, whatever it asks for.
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.adds.is_empty()
+    }
+}
+
 /// How a commit ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -168,6 +175,10 @@ pub trait Kv: Send + Sync + Debug {
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>>;
 
     /// Commits atomically, or not at all. A future that is dropped leaves the outcome unknown.
+    ///
+    /// A commit that writes nothing says "there is nothing to do", which is as much of an answer as any: it is checked
+    /// and refused as all others are. Were it answered from a snapshot while an earlier commit is still undecided,
+    /// "it is gone already" could be followed by its return.
     async fn commit(&self, commit: Commit) -> Outcome;
 }
 

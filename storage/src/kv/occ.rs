@@ -177,7 +177,8 @@ impl Validator {
         self.last
     }
 
-    /// Gives `commit` the next version if nothing that it read has changed since, and no counter is over its limit. Its
+    /// Gives `commit` the next version (the last one, if it writes nothing) if nothing that it read has changed since, and
+    /// no counter is over its limit. Its
     /// writes and additions then count as made, and the version must be published or be the last: who has read their keys
     /// meets a conflict until then.
     ///
@@ -198,6 +199,12 @@ impl Validator {
         let Some(sums) = counter::settle(commit, stored)? else {
             return Ok(None);
         };
+        if commit.is_empty() {
+            return Ok(Some(Admitted {
+                version: self.last,
+                sums,
+            }));
+        }
         self.last = Version(self.last.0 + 1);
         for key in commit.writes.keys().chain(commit.adds.keys()) {
             self.record(key);

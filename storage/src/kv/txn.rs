@@ -264,12 +264,9 @@ impl Txn {
         self.read_keys.len() + self.read_ranges.len() + self.writes.len() + self.adds.len() + self.at_most.len()
     }
 
-    /// Commits the writes, if nothing that was read has changed. Without writes, additions and limits there is nothing to
-    /// commit: what was read was true at the snapshot's version.
+    /// Commits the writes, if nothing that was read has changed. Without writes too the engine decides: see
+    /// [`Kv::commit`]. Who only reads does not commit.
     pub async fn commit(self) -> Outcome {
-        if self.writes.is_empty() && self.adds.is_empty() && self.at_most.is_empty() {
-            return Outcome::Committed(self.snapshot.version());
-        }
         let commit = Commit {
             read_version: self.snapshot.version(),
             read_keys: self.read_keys.into_iter().collect(),

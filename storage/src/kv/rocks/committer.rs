@@ -14,6 +14,9 @@
 //! A crash before the batch is written leaves nothing of the group, a crash after it all of it: a batch is one record
 //! under one checksum. Nobody was told anything yet.
 //!
+//! A commit that writes nothing is checked at its place in the group and answered with it, so that it is refused when the
+//! others are; a group of such commits writes nothing.
+//!
 //! After a failed write or sync the group ends in `Unknown`, and every later commit in `Refused`, until the database has
 //! been opened again: see `recovery`.
 
@@ -278,6 +281,9 @@ impl Batch {
         let Some(Admitted { version, sums }) = validator.admit(commit, stored)? else {
             return Ok(None);
         };
+        if commit.is_empty() {
+            return Ok(Some(version));
+        }
         for (key, value) in commit.writes.iter().chain(&sums) {
             match value {
                 Some(value) => self.writes.put(key, value),
@@ -443,11 +449,17 @@ mod tests {
         let read_only = DB::open_for_read_only(&Options::default(), folder.path(), false).unwrap();
         let mut commits: Vec<_> = (0..GROUP_COMMITS_MAX).map(|_| commit("key", &[])).collect();
         commits.push(commit("later", &[]));
+        let mut nothing = commit("nothing", &["key"]);
+        nothing.writes.clear();
+        commits.push(nothing);
         let (seat, outcomes) = run(read_only, commits);
-        let (later, group) = outcomes.split_last().unwrap();
+        let (group, later) = outcomes.split_at(GROUP_COMMITS_MAX);
         assert!(group.iter().all(|outcome| matches!(outcome, Outcome::Unknown(_))));
-        assert!(matches!(later, Outcome::Refused(_)));
-        assert!(format!("{later:?}").contains("takes no commit until it has recovered"));
+        assert_eq!(later.len(), 2);
+        for refused in later {
+            assert!(matches!(refused, Outcome::Refused(_)));
+            assert!(format!("{refused:?}").contains("takes no commit until it has recovered"));
+        }
         assert_eq!(seat.history().oldest(), Version(0), "nothing was published");
     }
 }

@@ -13,13 +13,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Options};
+use rocksdb::{BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Options};
 
 use super::engine_error;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Decompressed blocks, indexes and filters kept in memory: at 1 KB an object, those of some 60,000 recent ones.
 pub(super) const BLOCK_CACHE_LEN: usize = 64 << 20;
+/// A block of an index or a filter, as large as one of rows.
+const METADATA_BLOCK_LEN: usize = 4 << 10;
 /// Bytes of new rows in memory before they are written to a table, and so also what an opening reads from the log.
 pub(super) const WRITE_BUFFER_LEN: usize = 16 << 20;
 /// One that is filled, one that is written out, and one to spare before commits have to wait.
@@ -159,6 +161,12 @@ pub(super) fn options() -> Options {
     tables.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_LEN));
     tables.set_cache_index_and_filter_blocks(true);
     tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // In small blocks of their own: whole ones are megabytes for a large table, more than a shard of the cache takes, and
+    // would be read from the file again for every key.
+    tables.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    tables.set_partition_filters(true);
+    tables.set_metadata_block_size(METADATA_BLOCK_LEN);
+    tables.set_pin_top_level_index_and_filter(true);
     // Ten bits a key: one in a hundred lookups of an absent key reads a block in vain.
     tables.set_bloom_filter(10.0, false);
 
