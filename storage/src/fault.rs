@@ -18,7 +18,7 @@ use bytes::Bytes;
 use crate::{
     blob::{Blob, BlobId, BlobWriter, Blobs, Compression, Repacked, Space},
     error::{Damage, Error, ErrorKind, Result},
-    kv::{Commit, Kv, Outcome, Page, Scan, Snapshot, Version},
+    kv::{Commit, Fold, Kv, Outcome, Page, Scan, Snapshot, Version},
 };
 
 /// How a call fails.
@@ -166,6 +166,10 @@ impl Snapshot for FaultySnapshot {
 
     async fn scan(&self, scan: &Scan) -> Result<Page> {
         self.plan.run(self.inner.scan(scan)).await
+    }
+
+    async fn scan_folded(&self, scan: &Scan, fold: &Fold) -> Result<Page> {
+        self.plan.run(self.inner.scan_folded(scan, fold)).await
     }
 }
 

@@ -1,19 +1,16 @@
 //! Listings: keys of a bucket in order, with prefix, delimiter and a place to go on from.
 //!
 //! A key that holds the delimiter behind the prefix is folded: all keys up to and with the delimiter are one common
-//! prefix, and the scan jumps behind them. So a page costs at most one scan per entry, however many keys are folded.
+//! prefix, and the index skips them. So a page costs at most one seek per entry, however many keys are folded.
 
 use bytes::Bytes;
 
 use crate::{
     error::Result,
-    kv::{Order, SCAN_ROWS_MAX, Scan, Snapshot, prefix_range},
+    kv::{self, Order, SCAN_ROWS_MAX, Scan, Snapshot, prefix_range},
     schema::{BucketName, Keys, LayoutId, ObjectRecord, UploadRecord, decode, upload_key_parts},
     store::Store,
 };
-
-/// Rows that a scan after a jump asks for: the next key is often folded too.
-const JUMP_ROWS: usize = 32;
 
 /// What to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -171,7 +168,7 @@ impl Fold<'_> {
         parse: impl Fn(&[u8], &[u8]) -> Result<(String, T)>,
     ) -> Result<Listing<T>> {
         let mut entries: Vec<ListingEntry<T>> = Vec::new();
-        let mut rows_max = SCAN_ROWS_MAX;
+        let fold = self.fold();
         if self.list.limit == 0 {
             // There is nothing to go on behind.
             return Ok(Listing { entries, more: false });
@@ -180,10 +177,13 @@ impl Fold<'_> {
             let wanted = self.list.limit.saturating_sub(entries.len()).saturating_add(1);
             let scan = Scan {
                 range: range.clone(),
-                limit: wanted.min(rows_max),
+                limit: wanted.min(SCAN_ROWS_MAX),
                 order: Order::Ascending,
             };
-            let page = snapshot.scan(&scan).await?;
+            let page = match &fold {
+                Some(fold) => snapshot.scan_folded(&scan, fold).await?,
+                None => snapshot.scan(&scan).await?,
+            };
             let Some((last, _)) = page.rows.last() else { break };
             range.start = if page.more { successor(last) } else { range.end.clone() };
             for (key, record) in &page.rows {
@@ -198,13 +198,21 @@ impl Fold<'_> {
                     Some(prefix) => {
                         range.start = range.start.max(prefix_range(&(self.prefix_key)(prefix)).end);
                         entries.push(ListingEntry::CommonPrefix(prefix.to_owned()));
-                        rows_max = JUMP_ROWS;
                     }
                     None => entries.push(ListingEntry::Key(name, value)),
                 }
             }
         }
         Ok(Listing { entries, more: false })
+    }
+
+    /// Lets the index skip what is folded. A NUL is no part of an object key, but of the keys of some tables.
+    fn fold(&self) -> Option<kv::Fold> {
+        let delimiter = &self.list.delimiter;
+        (!delimiter.is_empty() && !delimiter.contains('\0')).then(|| kv::Fold {
+            from: self.key_start + self.list.prefix.len(),
+            delimiter: Bytes::copy_from_slice(delimiter.as_bytes()),
+        })
     }
 
     fn holds(&self, key: &[u8], prefix: &str) -> bool {

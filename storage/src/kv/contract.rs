@@ -13,8 +13,8 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Durability, KEY_LEN_MAX, Kv, Order, Outcome, SCAN_BYTES_MAX, SCAN_ROWS_MAX, Scan, TXN_BYTES_MAX, TXN_OPS_MAX, Txn,
-    VALUE_LEN_MAX, Version, prefix_range,
+    Durability, Fold, KEY_LEN_MAX, Kv, Order, Outcome, SCAN_BYTES_MAX, SCAN_ROWS_MAX, Scan, TXN_BYTES_MAX, TXN_OPS_MAX,
+    Txn, VALUE_LEN_MAX, Version, prefix_range,
 };
 use crate::error::{ErrorKind, Result};
 
@@ -29,6 +29,7 @@ pub async fn run(make: impl AsyncFn() -> Arc<dyn Kv>) {
     committed_writes_are_read_back(&make().await).await;
     dropped_transaction_leaves_nothing(&make().await).await;
     scans_go_both_ways_and_stop_at_the_limit(&make().await).await;
+    folded_scans_give_the_first_of_each_group(&make().await).await;
     scans_see_buffered_writes(&make().await).await;
     scan_stops_once_it_holds_enough_bytes(&make().await).await;
     snapshot_stays_as_it_was(&make().await).await;
@@ -192,6 +193,40 @@ async fn scans_go_both_ways_and_stop_at_the_limit(kv: &Arc<dyn Kv>) {
             expected,
             "{range:?} {limit} {order:?}"
         );
+    }
+}
+
+async fn folded_scans_give_the_first_of_each_group(kv: &Arc<dyn Kv>) {
+    let rows = ["x/a", "xa", "xa/", "xa/b", "xa/c/d", "xb//", "xb//c", "xc", "xc/", "xd"];
+    store(kv, &rows.map(|key| (key, "1"))).await;
+    let snapshot = kv.snapshot().await.expect("a snapshot is given");
+    let cases = [
+        ("x", "y", 1, "/", 10, "x/a xa xa/ xb// xc xc/ xd"),
+        ("x", "y", 1, "//", 10, "x/a xa xa/ xa/b xa/c/d xb// xc xc/ xd"),
+        ("x", "y", 3, "/", 10, "x/a xa xa/ xa/b xa/c/d xb// xc xc/ xd"),
+        ("x", "y", 0, "x", 10, "x/a"),
+        ("x", "y", 1, "/", 3, "x/a xa xa/ …"),
+        ("x", "y", 1, "/", 7, "x/a xa xa/ xb// xc xc/ xd"),
+        ("xa/b", "xb/", 1, "/", 10, "xa/b"),
+        ("xa0", "xc", 1, "/", 1, "xb//"),
+        ("y", "z", 1, "/", 10, ""),
+        ("y", "x", 1, "/", 10, ""),
+        ("x", "y", 99, "/", 2, "x/a xa …"),
+    ];
+    for (start, end, from, delimiter, limit, expected) in cases {
+        let scan = Scan {
+            range: range(start, end),
+            limit,
+            order: Order::Ascending,
+        };
+        let fold = Fold {
+            from,
+            delimiter: Bytes::from_static(delimiter.as_bytes()),
+        };
+        let page = snapshot.scan_folded(&scan, &fold).await.expect("the rows are read");
+        let mut found: Vec<_> = page.rows.iter().map(|(key, _)| text(key)).collect();
+        found.extend(page.more.then(|| "…".to_owned()));
+        assert_eq!(found.join(" "), expected, "{scan:?} {fold:?}");
     }
 }
 

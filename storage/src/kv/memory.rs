@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -10,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Commit, Kv, Order, Outcome, Page, Scan, Snapshot, Version,
+    Commit, Fold, Kv, Order, Outcome, Page, Scan, Snapshot, Version,
     occ::{Admitted, History, LiveVersion, Validator},
     page,
 };
@@ -146,6 +147,21 @@ impl Snapshot for MemorySnapshot {
             Order::Ascending => page::collect(scan, rows),
             Order::Descending => page::collect(scan, rows.rev()),
         };
+        Ok(page)
+    }
+
+    async fn scan_folded(&self, scan: &Scan, fold: &Fold) -> Result<Page> {
+        if scan.range.is_empty() {
+            return Ok(Page::default());
+        }
+        let first = |start: &[u8]| {
+            let (key, value) = self
+                .rows
+                .range::<[u8], _>((Bound::Included(start), Bound::Unbounded))
+                .next()?;
+            Some((key.clone(), value.clone()))
+        };
+        let Ok::<_, Infallible>(page) = page::collect_folded(scan, fold, |start| Ok(first(start)));
         Ok(page)
     }
 }

@@ -33,6 +33,7 @@ use std::{collections::BTreeMap, fmt::Debug, ops::Range};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use memchr::memmem;
 
 pub use self::{
     memory::{MemoryKv, UnknownCommit},
@@ -82,6 +83,23 @@ pub struct Scan {
     pub limit: usize,
     /// The direction.
     pub order: Order,
+}
+
+/// Folds keys that are the same up to a delimiter into one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fold {
+    /// Where in each key the delimiter is looked for, in bytes from its start.
+    pub from: usize,
+    /// What ends the part that folded keys share. Not empty.
+    pub delimiter: Bytes,
+}
+
+impl Fold {
+    /// The part of `key` that those share which are folded with it, delimiter included; `None` if it has no delimiter.
+    fn shared<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {
+        let at = memmem::find(key.get(self.from..)?, &self.delimiter)?;
+        key.get(..self.from + at + self.delimiter.len())
+    }
 }
 
 /// The direction of a scan.
@@ -162,6 +180,14 @@ pub trait Snapshot: Send + Sync + Debug {
     ///
     /// As for [`Snapshot::get`].
     async fn scan(&self, scan: &Scan) -> Result<Page>;
+
+    /// As [`Snapshot::scan`], of each group of folded keys only the first: what the others are costs nothing. Always
+    /// ascending, whatever the order asked for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Snapshot::get`].
+    async fn scan_folded(&self, scan: &Scan, fold: &Fold) -> Result<Page>;
 }
 
 /// An engine.

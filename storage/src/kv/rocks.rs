@@ -56,7 +56,7 @@ use self::{
     seat::Seat,
     view::View,
 };
-use super::{Commit, Kv, Outcome, Page, Scan, Snapshot, Version, occ::LiveVersion};
+use super::{Commit, Fold, Kv, Outcome, Page, Scan, Snapshot, Version, occ::LiveVersion};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How the operating system says that there is no room, or that a quota of the file system is used up (ENOSPC, EDQUOT).
@@ -179,6 +179,16 @@ impl Snapshot for RocksSnapshot {
         }
         let (view, scan) = (Arc::clone(&self.view), scan.clone());
         tokio::task::spawn_blocking(move || view.scan(&scan))
+            .await?
+            .map_err(|error| engine_error("scan the index", error))
+    }
+
+    async fn scan_folded(&self, scan: &Scan, fold: &Fold) -> Result<Page> {
+        if scan.range.is_empty() {
+            return Ok(Page::default());
+        }
+        let (view, scan, fold) = (Arc::clone(&self.view), scan.clone(), fold.clone());
+        tokio::task::spawn_blocking(move || view.scan_folded(&scan, &fold))
             .await?
             .map_err(|error| engine_error("scan the index", error))
     }

@@ -11,7 +11,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
     Commit, Durability, KEY_LEN_MAX, Kv, Order, Outcome, Page, SCAN_ROWS_MAX, Scan, Snapshot, TXN_BYTES_MAX,
-    TXN_OPS_MAX, VALUE_LEN_MAX, counter,
+    TXN_OPS_MAX, VALUE_LEN_MAX, counter, page::successor,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -360,14 +360,6 @@ fn seen_range(scan: &Scan, stored: &Page) -> Range<Bytes> {
         Order::Ascending => scan.range.start.clone()..successor(last),
         Order::Descending => last.clone()..scan.range.end.clone(),
     }
-}
-
-/// The smallest key after `key`.
-fn successor(key: &[u8]) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
 }
 
 fn check_key(key: &[u8]) -> Result<()> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use lithos_storage::{
     IngestOptions, Result,
     blob::MemoryBlobs,
-    kv::{Commit, Kv, MemoryKv, Outcome, Page, Scan, Snapshot, Version},
+    kv::{Commit, Fold, Kv, MemoryKv, Outcome, Page, Scan, Snapshot, Version},
 };
 use tokio::sync::Notify;
 
@@ -105,6 +105,12 @@ impl Snapshot for HeldSnapshot {
 
     async fn scan(&self, scan: &Scan) -> Result<Page> {
         let page = self.inner.scan(scan).await;
+        self.hold.pass(&scan.range.start).await;
+        page
+    }
+
+    async fn scan_folded(&self, scan: &Scan, fold: &Fold) -> Result<Page> {
+        let page = self.inner.scan_folded(scan, fold).await;
         self.hold.pass(&scan.range.start).await;
         page
     }

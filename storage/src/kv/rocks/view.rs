@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rocksdb::{DB, IteratorMode, ReadOptions, ReadTier};
 use self_cell::self_cell;
 
-use crate::kv::{Order, Page, Scan, page};
+use crate::kv::{Fold, Order, Page, Scan, page};
 
 type DbSnapshot<'a> = rocksdb::Snapshot<'a>;
 
@@ -33,14 +33,29 @@ impl View {
     }
 
     pub(super) fn scan(&self, scan: &Scan) -> Result<Page, rocksdb::Error> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(&scan.range.start[..]);
-        options.set_iterate_upper_bound(&scan.range.end[..]);
         let mode = match scan.order {
             Order::Ascending => IteratorMode::Start,
             Order::Descending => IteratorMode::End,
         };
-        let rows = self.borrow_dependent().iterator_opt(mode, options);
+        let rows = self.borrow_dependent().iterator_opt(mode, within(scan));
         page::collect(scan, rows.map(|row| row.map(|(key, value)| (key.into(), value.into()))))
     }
+
+    pub(super) fn scan_folded(&self, scan: &Scan, fold: &Fold) -> Result<Page, rocksdb::Error> {
+        let mut rows = self.borrow_dependent().raw_iterator_opt(within(scan));
+        page::collect_folded(scan, fold, |start| {
+            rows.seek(start);
+            rows.status()?;
+            let copy = |(key, value)| (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+            Ok(rows.item().map(copy))
+        })
+    }
+}
+
+/// Keeps an iterator from reading what lies outside of the range.
+fn within(scan: &Scan) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(&scan.range.start[..]);
+    options.set_iterate_upper_bound(&scan.range.end[..]);
+    options
 }
