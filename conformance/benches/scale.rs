@@ -2,7 +2,8 @@
 //!
 //! Times are a client's, on a connection of loopback that is kept: from the first byte of a request out to the last byte of
 //! its answer in, nothing taken off. The server's own processor time stands beside those of listings: that is the figure to
-//! look at where the machine does other things meanwhile. `LITHOS_SCALE_KEYS` and `LITHOS_SCALE_PARTS` make it smaller. Filling takes minutes.
+//! look at where the machine does other things meanwhile. `LITHOS_SCALE_KEYS` and `LITHOS_SCALE_PARTS` make it smaller,
+//! `LITHOS_SCALE_ONLY` chooses `ranges`, `uploads` or `listings`. Filling takes minutes.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,6 +14,8 @@
 
 use std::{
     fmt::Write,
+    fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -42,6 +45,11 @@ const SWEEP_MAX: Duration = Duration::from_mins(5);
 const FILLERS: usize = 64;
 const SENDERS: usize = 4;
 const LISTINGS: usize = 100;
+/// Bytes of files that are read by ranges, and how many ranges of each length.
+const CORPUS: usize = 256 << 20;
+const RANGES: usize = 300;
+/// How long nothing gets smaller before the compression is taken to be over.
+const REST: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() {
@@ -52,8 +60,20 @@ async fn main() {
         bench,
         server,
     };
-    let scale = scale.long_uploads(number("LITHOS_SCALE_PARTS", PARTS)).await;
-    scale.listings(number("LITHOS_SCALE_KEYS", KEYS)).await;
+    let only = std::env::var("LITHOS_SCALE_ONLY").ok();
+    let wanted = |section: &str| only.as_deref().is_none_or(|only| only == section);
+    let mut scale = scale;
+    if wanted("ranges") {
+        scale.ranges().await;
+    }
+    if wanted("uploads") {
+        scale.reconnect().await;
+        scale.long_uploads(number("LITHOS_SCALE_PARTS", PARTS)).await;
+    }
+    if wanted("listings") {
+        scale.reconnect().await;
+        scale.listings(number("LITHOS_SCALE_KEYS", KEYS)).await;
+    }
 }
 
 fn number(variable: &str, default: usize) -> usize {
@@ -119,7 +139,59 @@ impl Scale {
         println!("{what}: {:.0} ms", millis(took));
     }
 
-    async fn long_uploads(mut self, parts: usize) -> Self {
+    /// Ranges of what is compressed at rest, beside the same of what is not, turn by turn.
+    async fn ranges(&mut self) {
+        let mut corpus = Vec::new();
+        gather(Path::new("/usr/lib"), &mut corpus);
+        self.bench.put("plain", &corpus).await.unwrap();
+        let plain = self.server.stored_bytes().unwrap();
+        let tagging = "<Tagging><TagSet><Tag><Key>compression</Key><Value>zstd</Value></Tag></TagSet></Tagging>";
+        let packed = Bench::new(self.server.target()).await.unwrap();
+        let tag = packed.bucket("PUT").query("tagging", "").body(tagging);
+        self.send(tag).await.0.expect_status(200).unwrap();
+        packed.put("packed", &corpus).await.unwrap();
+        let (mut stored, mut since) = (0, Instant::now());
+        while since.elapsed() < REST || stored == 2 * plain {
+            let now = self.server.stored_bytes().unwrap();
+            if now != stored {
+                (stored, since) = (now, Instant::now());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        println!(
+            "{} MiB of /usr/lib: {} MiB stored, compressed {} MiB",
+            corpus.len() >> 20,
+            plain >> 20,
+            (stored - plain) >> 20
+        );
+        self.reconnect().await;
+        for len in [1 << 20, 64 << 10] {
+            let (mut dice, mut times) = (Dice(len as u64), [Vec::new(), Vec::new()]);
+            for _ in 0..RANGES {
+                let start = usize::try_from(dice.below((corpus.len() - len) as u64)).unwrap();
+                let range = format!("bytes={start}-{}", start + len - 1);
+                let objects = [(&self.bench, "plain"), (&packed, "packed")];
+                let gets = objects.map(|(bench, key)| bench.object("GET", key).header("range", range.as_str()));
+                for (get, times) in gets.into_iter().zip(&mut times) {
+                    let (answer, took) = self.send(get).await;
+                    answer.expect_status(206).unwrap();
+                    assert!(answer.body == corpus[start..start + len], "other bytes");
+                    times.push(took);
+                }
+            }
+            let [plain, packed] = times.map(|mut times| {
+                times.sort();
+                millis(times[times.len() / 2])
+            });
+            println!(
+                "GET of {} KiB anywhere: plain {plain:.2} ms, compressed {packed:.2} ms in the middle: {:.1} times",
+                len >> 10,
+                packed / plain
+            );
+        }
+    }
+
+    async fn long_uploads(&mut self, parts: usize) {
         let id = self.begin("long.img").await;
         let begun = Instant::now();
         let upload = id.clone();
@@ -160,7 +232,6 @@ impl Scale {
             tokio::time::sleep(POLL).await;
         }
         println!("all blobs swept: {:.1} s later", begun.elapsed().as_secs_f64());
-        self
     }
 
     /// Begins an upload.
@@ -224,7 +295,7 @@ impl Scale {
         );
     }
 
-    async fn listings(mut self, keys: usize) {
+    async fn listings(&mut self, keys: usize) {
         let (folded, flat) = (keys / 10, keys / 20 * 9);
         let key = move |number: usize| match number {
             n if n < flat => format!("a-{n:07}"),
@@ -280,6 +351,23 @@ impl Scale {
             millis(used) / f64::from(u32::try_from(times.len()).unwrap()),
             times.len()
         );
+    }
+}
+
+/// The files below a folder, one behind the other, until there are enough.
+fn gather(folder: &Path, corpus: &mut Vec<u8>) {
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().flatten().collect();
+    entries.sort_by_key(fs::DirEntry::path);
+    for entry in entries {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            gather(&entry.path(), corpus);
+        } else if kind.is_file() {
+            corpus.extend(fs::read(entry.path()).unwrap());
+        }
+        if corpus.len() >= CORPUS {
+            return corpus.truncate(CORPUS);
+        }
     }
 }
 
