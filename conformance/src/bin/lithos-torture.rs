@@ -2,7 +2,11 @@
 //!
 //! `make torture MINUTES=60` builds all it needs and runs it.
 
-#![expect(clippy::print_stdout, reason = "the report is what this program is for")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the report is what this program is for"
+)]
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -10,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use lithos_conformance::{
     pattern::fresh_seed,
-    torture::{self, Mutation, Options},
+    torture::{self, Mutation, Options, Report},
 };
 
 /// Cut the power of a server under load, again and again, and check what it has kept
@@ -50,7 +54,8 @@ async fn main() -> Result<ExitCode> {
         fresh: arguments.fresh,
         keep: arguments.keep,
     };
-    let report = torture::run(&options).await?;
+    let mut watch = Watch::default();
+    let report = torture::run(&options, &mut |report| watch.show(report)).await?;
     println!("{report}");
     if let Some(path) = arguments.report {
         std::fs::write(&path, format!("{report}\n")).with_context(|| format!("cannot write {}", path.display()))?;
@@ -60,4 +65,26 @@ async fn main() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What has been said of a run under way.
+#[derive(Default)]
+struct Watch {
+    violations: usize,
+    minutes: u64,
+}
+
+impl Watch {
+    /// Says what is new: each violation, and once a minute how far it has come.
+    fn show(&mut self, report: &Report) {
+        for violation in report.violations.iter().skip(self.violations) {
+            eprintln!("VIOLATION {violation}");
+        }
+        self.violations = report.violations.len();
+        let minutes = report.took.as_secs() / 60;
+        if minutes > self.minutes {
+            eprintln!("{}", report.progress());
+            self.minutes = minutes;
+        }
+    }
 }

@@ -118,12 +118,12 @@ impl Ending {
     }
 }
 
-/// Runs.
+/// Runs, and shows `watch` what there is after each round.
 ///
 /// # Errors
 ///
 /// If something is missing that a run needs; what the server does wrong is in the report.
-pub async fn run(options: &Options) -> Result<Report> {
+pub async fn run(options: &Options, watch: &mut (dyn FnMut(&Report) + Send)) -> Result<Report> {
     let library = built("liblithos_powercut.so", "LITHOS_POWERCUT")?;
     let common = Common {
         options: options.clone(),
@@ -161,6 +161,8 @@ pub async fn run(options: &Options) -> Result<Report> {
                 .violations
                 .push(current.violation(&common, round, ending, &error)),
         }
+        report.took = begun.elapsed();
+        watch(&report);
         if options.mutation.is_some() && !report.violations.is_empty() {
             break;
         }

@@ -42,6 +42,23 @@ impl Report {
         }
     }
 
+    /// Rounds that would be done in an hour at the pace so far.
+    fn an_hour(&self) -> f64 {
+        f64::from(u32::try_from(self.rounds).unwrap_or(u32::MAX)) / self.took.as_secs_f64().max(1.0) * 3600.0
+    }
+
+    /// How far it has come, in a line.
+    pub fn progress(&self) -> String {
+        format!(
+            "{} min: {} rounds ({:.0} an hour), {} operations answered, {} violations",
+            self.took.as_secs() / 60,
+            self.rounds,
+            self.an_hour(),
+            self.acknowledged,
+            self.violations.len()
+        )
+    }
+
     /// Whether it came out as it should: without a violation, or, with a mutation, with one.
     pub fn is_good(&self) -> bool {
         self.violations.is_empty() == self.mutation.is_none()
@@ -57,11 +74,11 @@ impl fmt::Display for Report {
             seed,
             ..
         } = self;
-        let hour = f64::from(u32::try_from(*rounds).unwrap_or(u32::MAX)) / took.as_secs_f64().max(1.0) * 3600.0;
         writeln!(
             f,
-            "{rounds} rounds, {epochs} epochs in {:.0} s ({hour:.0} rounds an hour), seed {seed}",
-            took.as_secs_f64()
+            "{rounds} rounds, {epochs} epochs in {:.0} s ({:.0} rounds an hour), seed {seed}",
+            took.as_secs_f64(),
+            self.an_hour()
         )?;
         if let Some(mutation) = self.mutation {
             writeln!(f, "mutation {mutation:?}: a violation has to be found")?;

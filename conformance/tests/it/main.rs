@@ -7,6 +7,7 @@
 //! | `backup` | backup under load, restore, check, reading only |
 //! | `clients` | the clients of the library, one server a client |
 //! | `damage` | disks that are full or refuse, files that are damaged |
+//! | `compact` | that a small slice does not keep a whole image |
 //! | `convert` | formats made by tags, judged by qemu-img |
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
@@ -28,6 +29,7 @@
 mod backup;
 mod bounds;
 mod clients;
+mod compact;
 mod convert;
 mod damage;
 mod exposition;

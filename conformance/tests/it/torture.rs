@@ -25,7 +25,7 @@ fn options(rounds: u64, mutation: Option<Mutation>) -> Options {
 }
 
 async fn must_hold(options: Options) -> Result<()> {
-    let report = run(&options).await?;
+    let report = run(&options, &mut |_| ()).await?;
     println!("{report}");
     ensure!(report.is_good(), "{report}");
     Ok(())
