@@ -14,6 +14,7 @@
 //! | --- | --- |
 //! | [`io`](ReadAt) | the one way bytes come in |
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
+//! | [`unwrap`](unwrap()) | images in envelopes: compressed streams and archives |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
 //! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx`, `vmdk` | one module a format: a reader and a planner |
@@ -46,6 +47,7 @@
 
 mod blocks;
 mod compression;
+mod envelope;
 mod error;
 mod format;
 mod guest;
@@ -67,6 +69,9 @@ mod vhdx;
 mod vmdk;
 
 pub use compression::{Codec, decode};
+pub use envelope::{
+    Content, DECODER_MEMORY_MAX, ENTRIES_MAX, EXPANDED_MAX, Manifest, NESTING_MAX, Part, Slice, unwrap,
+};
 pub use error::{Error, ErrorKind};
 pub use format::Format;
 pub use guest::Guest;

@@ -1,0 +1,176 @@
+//! Envelopes: what an image comes wrapped in, and how the image is taken out.
+//!
+//! ```text
+//! gz, xz, zst, bz2, a compressed file of a zip ──▶ Content::Stream   a reader: whoever wants to map the image keeps the bytes
+//! tar, ova, an uncompressed file of a zip      ──▶ Content::Part     a stretch of the file: nothing has to be kept
+//! ```
+//!
+//! An envelope may hold another one: a `tar.gz`, an OVA with a compressed disk. Whoever opens them counts, up to
+//! [`NESTING_MAX`].
+//!
+//! An archive has to hold exactly one image: its only file beside checksums, signatures and texts, or the disk that the
+//! descriptor of an OVA (OVF, DMTF DSP0243) names. Names are compared, never opened.
+//!
+//! # Bounds
+//!
+//! What comes out is bounded by whoever opens an envelope ([`EXPANDED_MAX`] is a good bound), entries by [`ENTRIES_MAX`], the memory of a decoder by
+//! [`DECODER_MEMORY_MAX`]. Nothing is allocated by a number that a file gives without a bound.
+
+mod archive;
+mod ova;
+mod stream;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod zip;
+
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+
+pub use self::ova::Manifest;
+use crate::safety::quote;
+use crate::{Error, Format, ReadAt, Run, probe};
+
+/// How deep envelopes may lie in each other.
+pub const NESTING_MAX: usize = 2;
+/// Most bytes that a compressed stream may become, unless somebody says otherwise: 2 TiB, more than the images that people
+/// compress, and some hours of work.
+pub const EXPANDED_MAX: u64 = 2 << 40;
+/// Most entries of an archive: an image comes alone or with a few companions.
+pub const ENTRIES_MAX: usize = 1000;
+/// Most bytes that a decoder may keep: the window of `zstd --long=27`, and twice the dictionary of `xz -9`.
+pub const DECODER_MEMORY_MAX: u64 = 128 << 20;
+
+/// What is in an envelope.
+pub enum Content {
+    /// It lies in the file as it is.
+    Part(Part),
+    /// It has to be decoded.
+    Stream(Box<dyn Read + Send>),
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Part(part) => f.debug_tuple("Part").field(part).finish(),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// A stretch of a file that is an image, or an envelope again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub len: u64,
+    /// What the archive calls it.
+    pub name: String,
+    /// Digests that came along, which [`Manifest::check`] holds against the bytes; empty if there are none.
+    pub manifest: Manifest,
+}
+
+/// Opens the envelope that `source` is; `None` if it is none. A stream ends in an error behind `expanded_max` bytes.
+///
+/// # Errors
+///
+/// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported) if it cannot be opened or does
+/// not hold exactly one image, [`TooLarge`](crate::ErrorKind::TooLarge) over a bound, [`Io`](crate::ErrorKind::Io) if
+/// the source cannot be read. Errors inside of a stream come from its reader.
+pub fn unwrap(source: &Arc<dyn ReadAt>, expanded_max: u64) -> Result<Option<Content>, Error> {
+    let format = probe(&**source)?.format;
+    let content = match format {
+        Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 => {
+            Content::Stream(stream::of(format, Arc::clone(source), expanded_max)?)
+        }
+        Format::Zip => zip::open(source, expanded_max).map_err(|error| error.with_format(format))?,
+        Format::Tar => Content::Part(tar::open(source).map_err(|error| error.with_format(format))?),
+        _ => return Ok(None),
+    };
+    Ok(Some(content))
+}
+
+/// A stretch of a source, as a source.
+pub struct Slice {
+    source: Arc<dyn ReadAt>,
+    offset: u64,
+    len: u64,
+}
+
+impl Slice {
+    /// The bytes of `source` from `offset` on, `len` of them, or as many as there are.
+    pub fn new(source: Arc<dyn ReadAt>, offset: u64, len: u64) -> Self {
+        let offset = offset.min(source.size());
+        let len = len.min(source.size().saturating_sub(offset));
+        Self { source, offset, len }
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slice")
+            .field("offset", &self.offset)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ReadAt for Slice {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.len) {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.source.read_exact_at(buf, self.offset.saturating_add(offset))
+    }
+
+    fn run_at(&self, offset: u64) -> std::io::Result<Run> {
+        let run = self.source.run_at(self.offset.saturating_add(offset))?;
+        Ok(Run {
+            len: run.len.min(self.len.saturating_sub(offset)),
+            ..run
+        })
+    }
+}
+
+/// Reads a source from its first byte to its last.
+struct Sequential {
+    source: Arc<dyn ReadAt>,
+    at: u64,
+}
+
+impl Read for Sequential {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.source.size().saturating_sub(self.at);
+        let len = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
+        let buf = buf.get_mut(..len).unwrap_or_default();
+        self.source.read_exact_at(buf, self.at)?;
+        self.at = self.at.saturating_add(len as u64);
+        Ok(len)
+    }
+}
+
+fn too_many_entries() -> Error {
+    Error::new(
+        crate::ErrorKind::TooLarge,
+        format!("the archive holds more than {ENTRIES_MAX} entries"),
+    )
+}
+
+/// Shows names for a reason.
+fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    /// More would not fit into a log line.
+    const SHOWN: usize = 4;
+    let mut names: Vec<_> = names.take(SHOWN + 1).map(|name| quote(name.as_bytes())).collect();
+    if names.len() > SHOWN {
+        names.truncate(SHOWN);
+        names.push("more".to_owned());
+    }
+    names.join(", ")
+}
