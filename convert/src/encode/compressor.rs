@@ -154,7 +154,7 @@ mod tests {
                 let mut out = vec![0; bytes.len()];
                 match compression {
                     Compression::Deflate | Compression::Deflate4k => {
-                        decode(Codec::Deflate, &compressed, &mut out).unwrap()
+                        decode(Codec::Deflate, &compressed, &mut out).unwrap();
                     }
                     Compression::Zlib => decode(Codec::Zlib, &compressed, &mut out).unwrap(),
                     Compression::Zstd | Compression::ZstdChecked => decode(Codec::Zstd, &compressed, &mut out).unwrap(),

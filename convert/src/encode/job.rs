@@ -59,7 +59,7 @@ pub struct Jobs {
 impl Jobs {
     pub(super) fn new(image: Option<Arc<dyn Image>>, keeps_zeros: bool) -> Self {
         Self {
-            virtual_size: image.as_ref().map_or(0, |image| image.virtual_size()),
+            virtual_size: image.as_ref().map_or(0, Image::virtual_size),
             pieces: image.map(Pieces::new),
             ahead: None,
             guest: 0,
@@ -183,8 +183,8 @@ mod tests {
                     content: Content::Pieces(pieces),
                 }) => {
                     let kind = |piece: &Piece| if piece.origin == Origin::Zero { 'z' } else { 'd' };
-                    let pieces: String = pieces.iter().map(|p| format!(" {}{}", kind(p), p.len)).collect();
-                    format!("{}+{}:{pieces}", guest / JOB, guest % JOB)
+                    let pieces: Vec<_> = pieces.iter().map(|p| format!("{}{}", kind(p), p.len)).collect();
+                    format!("{}+{}: {}", guest / JOB, guest % JOB, pieces.join(" "))
                 }
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => error.reason().to_owned(),

@@ -163,7 +163,7 @@ fn recipe(target: Target) -> Result<Recipe, Error> {
 impl Encoding {
     /// The size of the guest's disk in bytes; 0 while a pipe has not ended.
     pub fn virtual_size(&self) -> u64 {
-        self.image.as_ref().map_or(0, |image| image.virtual_size())
+        self.image.as_ref().map_or(0, Image::virtual_size)
     }
 
     /// What the guest's disk is made of, by the tables of the source.
@@ -202,7 +202,7 @@ impl Encoding {
         Assembler {
             inner,
             format: self.target.format(),
-            virtual_size: self.image.as_ref().map(|image| image.virtual_size()),
+            virtual_size: self.image.as_ref().map(Image::virtual_size),
             next: 0,
         }
     }

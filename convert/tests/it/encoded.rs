@@ -27,15 +27,15 @@ fn text(seed: u64, len: usize) -> Vec<u8> {
 #[test]
 fn sources_that_qemu_compressed_become_every_format() -> Result<()> {
     let bench = Bench::new()?;
-    let mut disk = text(1, 6 * MIB + 512);
-    disk[MIB..2 * MIB].copy_from_slice(&noise(3, MIB));
-    disk[3 * MIB..5 * MIB - 100].fill(0);
+    let mut disk = text(1, 5 * MIB / 2 + 512);
+    disk[MIB..MIB + 300_000].copy_from_slice(&noise(3, 300_000));
+    disk[3 * MIB / 2..2 * MIB - 100].fill(0);
     bench.write("disk.img", &disk)?;
     for (name, format, options) in [
         ("zlib.qcow2", "qcow2", "compression_type=zlib"),
         ("zstd.qcow2", "qcow2", "compression_type=zstd"),
         ("large.qcow2", "qcow2", "compression_type=zlib,cluster_size=2M"),
-        ("tiny.qcow2", "qcow2", "compression_type=zstd,cluster_size=512"),
+        ("small.qcow2", "qcow2", "compression_type=zstd,cluster_size=4k"),
         ("stream.vmdk", "vmdk", "subformat=streamOptimized"),
     ] {
         bench.qemu_img(&[
@@ -162,12 +162,11 @@ impl ReadAt for Huge {
             .data
             .iter()
             .find(|start| (**start..**start + 512).contains(&offset));
-        let (kind, end) = match inside {
-            Some(start) => (RunKind::Data, start + 512),
-            None => {
-                let next = self.data.iter().copied().filter(|start| *start > offset).min();
-                (RunKind::Zero, next.unwrap_or(self.size))
-            }
+        let (kind, end) = if let Some(start) = inside {
+            (RunKind::Data, start + 512)
+        } else {
+            let next = self.data.iter().copied().filter(|start| *start > offset).min();
+            (RunKind::Zero, next.unwrap_or(self.size))
         };
         Ok(Run {
             kind,
@@ -196,10 +195,6 @@ fn sparse_disks_become_small_files() -> Result<()> {
         ensure!(image.virtual_size() == huge.size(), "{target}");
     }
     // 16 GiB with an end that is data, judged by QEMU.
-    let file = File::create(bench.path("disk.img"))?;
-    file.set_len(16 * GIB)?;
-    file.write_all_at(&text(3, 100_000), 5 * GIB + 4096)?;
-    file.write_all_at(&text(4, 100_000), 16 * GIB - 100_000)?;
     let huge: Arc<dyn ReadAt> = Arc::new(Huge {
         size: 16 * GIB,
         data: vec![0, 5 * GIB, 16 * GIB - 512],
@@ -217,26 +212,29 @@ fn sparse_disks_become_small_files() -> Result<()> {
     Ok(())
 }
 
+/// Noise, made as it is read.
+struct Noise(u64);
+
+impl ReadAt for Noise {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        for (bytes, number) in buf.chunks_mut(8).zip(offset / 8..) {
+            let mut mixed = number
+                .wrapping_add(0x9e37_79b9_7f4a_7c15)
+                .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            bytes.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes()[..bytes.len()]);
+        }
+        Ok(())
+    }
+}
+
 /// Over 2 GiB of clusters that do not shrink make a second refcount block, which is written in the midst.
 #[test]
 fn files_of_several_refcount_blocks_are_whole() -> Result<()> {
-    /// Noise, made as it is read.
-    struct Noise(u64);
-    impl ReadAt for Noise {
-        fn size(&self) -> u64 {
-            self.0
-        }
-        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-            for (bytes, number) in buf.chunks_mut(8).zip(offset / 8..) {
-                let mut mixed = number
-                    .wrapping_add(0x9e37_79b9_7f4a_7c15)
-                    .wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                bytes.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes()[..bytes.len()]);
-            }
-            Ok(())
-        }
-    }
     let bench = Bench::new()?;
     let disk: Arc<dyn ReadAt> = Arc::new(Noise(2 * GIB + (600 << 20)));
     let encoding = encode(open(Arc::clone(&disk))?.into(), &Target::QCOW2_ZSTD, b"")?;
@@ -307,6 +305,23 @@ fn parts_that_are_shared_by_jobs_come_out_whole() -> Result<()> {
     Ok(())
 }
 
+/// Breaks off behind its start.
+struct Failing(u64);
+
+impl ReadAt for Failing {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset > 65536 {
+            return Err(io::Error::other("the disk is on fire"));
+        }
+        buf.fill(1);
+        Ok(())
+    }
+}
+
 #[test]
 fn broken_clusters_and_failing_sources_are_errors() -> Result<()> {
     let bench = Bench::new()?;
@@ -315,20 +330,6 @@ fn broken_clusters_and_failing_sources_are_errors() -> Result<()> {
     let mut bytes = std::fs::read(bench.path("disk.qcow2"))?;
     bytes[65536..66000].fill(0xff);
     let broken: Arc<dyn ReadAt> = Arc::new(bytes);
-    /// Breaks off behind its start.
-    struct Failing(u64);
-    impl ReadAt for Failing {
-        fn size(&self) -> u64 {
-            self.0
-        }
-        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-            if offset > 65536 {
-                return Err(io::Error::other("the disk is on fire"));
-            }
-            buf.fill(1);
-            Ok(())
-        }
-    }
     let failing: Arc<dyn ReadAt> = Arc::new(Failing(8 << 20));
     for target in encoded_targets() {
         let error = encoded(&broken, target).expect_err("a broken cluster");
