@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test conformance torture bench bench-many bench-scale lint fmt bootstrap
+.PHONY: help build demo serve test conformance torture bench bench-convert bench-many bench-scale lint fmt bootstrap
 
 # The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
 clients := $(shell deploy/bootstrap --print-path)
@@ -65,6 +65,11 @@ conformance: ## runs all cases and clients, and counts them; ENDPOINT=http://...
 bench: ## measures the store: bodies, small puts, long layouts
 	@deploy/bootstrap build
 	cargo bench --bench store $(filter-out --release,$(cargo_flags))
+
+bench-convert: ## measures conversions against qemu-img; SIZE=1 (GiB; 8) and ROUNDS=1 (5) for a quick look
+	@deploy/bootstrap test
+	cargo build --bin lithos $(cargo_flags)
+	@LITHOS='$(server)' SIZE='$(or $(SIZE),8)' ROUNDS='$(or $(ROUNDS),5)' ONLY='$(ONLY)' deploy/bench-convert
 
 bench-many: ## ten million objects: index, start, listings (minutes, and 10 GiB of disk)
 	@deploy/bootstrap build

@@ -123,9 +123,9 @@ pub(crate) struct Census {
 
 impl Census {
     /// Walks over the whole image, which finds every error in its tables.
-    pub(crate) fn of(image: &dyn Image, block_size: NonZeroU64) -> Result<Self, Error> {
+    pub(crate) fn of(image: &dyn Image, seed: &[u8], block_size: NonZeroU64) -> Result<Self, Error> {
         let mut occupied = Occupied::new(block_size);
-        let mut identity = Identity::new(image.virtual_size());
+        let mut identity = Identity::new(seed, image.virtual_size());
         let mut blocks: u64 = 0;
         let totals = Totals::of(image, |piece| {
             let new = occupied.new_in(piece);

@@ -1,4 +1,7 @@
 //! Decoding of single compressed clusters.
+//!
+//! Deflate goes through libdeflate where the stream ends with its cluster. It cannot stop in the midst of one, which QEMU and a
+//! disk that ends within its last grain ask for: there flate2 takes over, and it alone decides what is broken.
 
 use std::fmt;
 
@@ -49,47 +52,89 @@ impl Serialize for Codec {
     }
 }
 
-/// Decodes one cluster: the start of `compressed` must give at least `out.len()` bytes, or, as a Zstandard frame, exactly so many.
+/// Decodes clusters, with what that takes kept from one to the next.
 ///
-/// What follows the stream is ignored, because formats count compressed bytes in whole sectors. It takes memory for one
-/// decoder, which no frame can make grow: output goes straight to `out`, without a window.
-///
-/// # Errors
-///
-/// [`ErrorKind::Corrupt`] if the stream is broken, too short, or does not fill `out`.
-pub fn decode(codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
-    let expected = out.len();
-    let filled = match codec {
-        Codec::Deflate => inflate(compressed, out, false),
-        Codec::Zlib => inflate(compressed, out, true),
-        Codec::Zstd => unzstd(compressed, out),
-    };
-    match filled {
-        Ok(len) if len == expected => Ok(()),
-        Ok(len) => Err(Error::corrupt(format!(
-            "{codec} cluster decodes to {len} bytes instead of {expected}"
-        ))),
-        Err(reason) => Err(Error::new(ErrorKind::Corrupt, format!("{codec} cluster: {reason}"))),
+/// Memory is that of one decoder of each kind, which no stream can make grow: output goes straight to the cluster, without
+/// a window.
+#[derive(Default)]
+pub struct Decoder {
+    deflate: Option<libdeflater::Decompressor>,
+    zstd: Option<Decompressor<'static>>,
+}
+
+impl Decoder {
+    /// Decodes one cluster: the start of `compressed` must give at least `out.len()` bytes, or, as a Zstandard frame, exactly
+    /// so many.
+    ///
+    /// What follows the stream is ignored, because formats count compressed bytes in whole sectors.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] if the stream is broken, too short, or does not fill `out`.
+    pub fn decode(&mut self, codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
+        let expected = out.len();
+        let filled = match codec {
+            Codec::Deflate | Codec::Zlib if self.inflate_whole(codec, compressed, out) => return Ok(()),
+            Codec::Deflate => inflate(compressed, out, false),
+            Codec::Zlib => inflate(compressed, out, true),
+            Codec::Zstd => self.unzstd(compressed, out),
+        };
+        match filled {
+            Ok(len) if len == expected => Ok(()),
+            Ok(len) => Err(Error::corrupt(format!(
+                "{codec} cluster decodes to {len} bytes instead of {expected}"
+            ))),
+            Err(reason) => Err(Error::new(ErrorKind::Corrupt, format!("{codec} cluster: {reason}"))),
+        }
+    }
+
+    /// Inflates a stream that ends just where `out` does, which nearly all do: several times as fast as [`inflate`], which
+    /// judges the others.
+    fn inflate_whole(&mut self, codec: Codec, compressed: &[u8], out: &mut [u8]) -> bool {
+        let decoder = self.deflate.get_or_insert_with(libdeflater::Decompressor::new);
+        let filled = match codec {
+            Codec::Zlib => decoder.zlib_decompress(compressed, out),
+            _ => decoder.deflate_decompress(compressed, out),
+        };
+        filled.is_ok_and(|len| len == out.len())
+    }
+
+    fn unzstd(&mut self, compressed: &[u8], out: &mut [u8]) -> Result<usize, String> {
+        let frame_len = zstd_safe::find_frame_compressed_size(compressed)
+            .map_err(|code| zstd_safe::get_error_name(code).to_owned())?;
+        let frame = compressed.get(..frame_len).unwrap_or(compressed);
+        let decoder = match &mut self.zstd {
+            Some(decoder) => decoder,
+            absent => absent.insert(Decompressor::new().map_err(|error| error.to_string())?),
+        };
+        decoder
+            .decompress_to_buffer(frame, out)
+            .map_err(|error| error.to_string())
     }
 }
 
-/// Inflates raw deflate, or a zlib stream with its `header` and checksum.
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoder").finish_non_exhaustive()
+    }
+}
+
+/// [`Decoder::decode`] for a single cluster.
+///
+/// # Errors
+///
+/// Those of [`Decoder::decode`].
+pub fn decode(codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
+    Decoder::default().decode(codec, compressed, out)
+}
+
+/// Inflates raw deflate, or a zlib stream with its `header` and checksum, as far as `out` goes.
 fn inflate(compressed: &[u8], out: &mut [u8], header: bool) -> Result<usize, String> {
     let mut stream = Decompress::new(header);
     stream
         .decompress(compressed, out, FlushDecompress::Finish)
         .map_err(|error| error.to_string())?;
     Ok(usize::try_from(stream.total_out()).unwrap_or(usize::MAX))
-}
-
-fn unzstd(compressed: &[u8], out: &mut [u8]) -> Result<usize, String> {
-    let frame_len =
-        zstd_safe::find_frame_compressed_size(compressed).map_err(|code| zstd_safe::get_error_name(code).to_owned())?;
-    let frame = compressed.get(..frame_len).unwrap_or(compressed);
-    let mut decoder = Decompressor::new().map_err(|error| error.to_string())?;
-    decoder
-        .decompress_to_buffer(frame, out)
-        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -134,6 +179,23 @@ mod tests {
             decode(codec, &compressed, &mut out).unwrap();
             assert!(out == cluster(), "{codec} with rest");
         }
+    }
+
+    #[test]
+    fn a_stream_that_goes_on_fills_a_shorter_cluster() {
+        for codec in [Codec::Deflate, Codec::Zlib] {
+            let mut out = vec![0; 60_000];
+            decode(codec, &encoded(codec, &cluster()), &mut out).unwrap();
+            assert!(out == cluster()[..60_000], "{codec}");
+        }
+        // One that was cut behind the last byte that is needed, too.
+        let noise: Vec<u8> = (0..65536_u32)
+            .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8)
+            .collect();
+        let compressed = deflate(&noise);
+        let mut out = vec![0; 1000];
+        decode(Codec::Deflate, &compressed[..compressed.len() / 2], &mut out).unwrap();
+        assert!(out == noise[..1000]);
     }
 
     #[test]

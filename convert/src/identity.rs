@@ -1,10 +1,10 @@
 //! Identifiers for targets whose format asks for unique ones.
 //!
 //! Nothing here has randomness, and a plan made twice should give the same bytes twice, so that a copy can be told by its
-//! checksum. Hence identifiers are made of what the plan knows: the size of the disk, and where each piece of it comes from.
-//! That tells the images of one source apart from each other by their labels, and sources of different shape from each other.
-//! Two sources that are allocated in the very same places share identifiers, which matters only to software that keeps
-//! a registry of them.
+//! checksum. Hence identifiers are made of a seed that the caller gives and of what the plan knows: the size of the disk, and
+//! where each piece of it comes from. That tells the images of one source apart from each other by their labels, and sources
+//! of different shape from each other. Two sources that are allocated in the very same places are told apart by the seed
+//! alone, which matters to software that keeps a registry of disks: `VirtualBox` refuses a second one of the same UUID.
 //!
 //! The digest is FNV-1a with 128 bits: it has to spread, not to withstand anybody.
 
@@ -18,8 +18,9 @@ const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
 pub(crate) struct Identity(u128);
 
 impl Identity {
-    pub(crate) fn new(virtual_size: u64) -> Self {
+    pub(crate) fn new(seed: &[u8], virtual_size: u64) -> Self {
         let mut identity = Self(OFFSET_BASIS);
+        identity.mix(seed);
         identity.mix(&virtual_size.to_le_bytes());
         identity
     }
@@ -61,18 +62,20 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_differ_by_size_piece_and_purpose_and_are_uuids() {
+    fn identifiers_differ_by_seed_size_piece_and_purpose_and_are_uuids() {
         let piece = |len| Piece {
             guest: 0,
             len,
             origin: Origin::Data { offset: 7 },
         };
-        let with = |size, len| {
-            let mut identity = Identity::new(size);
+        let seeded = |seed: &[u8], size, len| {
+            let mut identity = Identity::new(seed, size);
             identity.add(&piece(len));
             identity
         };
+        let with = |size, len| seeded(b"", size, len);
         let uuids = [
+            seeded(b"another", 1, 1).uuid("disk"),
             with(1, 1).uuid("disk"),
             with(1, 1).uuid("page 83"),
             with(1, 2).uuid("disk"),
@@ -82,6 +85,6 @@ mod tests {
             assert_eq!((uuid[6] >> 4, uuid[8] >> 6), (8, 2), "{uuid:x?}");
             assert!(!uuids[..index].contains(uuid), "{uuid:x?}");
         }
-        assert_eq!(with(1, 1).uuid("disk"), uuids[0]);
+        assert_eq!(with(1, 1).uuid("disk"), uuids[1]);
     }
 }

@@ -4,6 +4,8 @@
 //! bytes ──ReadAt──▶ probe ──▶ open ──▶ Image::map     guest range ─▶ zero | data at | compressed at
 //!                     │                    │
 //!                  inspect               plan ──▶ segments   bytes | zeros | copy | decode
+//!                                          │
+//!                                        encode ──▶ jobs ──▶ results, in order ──▶ bytes of a compressed target
 //! ```
 //!
 //! A [`Plan`] is the whole point: it describes the target file, in order and without a gap, as freshly made tables plus
@@ -17,11 +19,12 @@
 //! | [`unwrap`](unwrap()) | images in envelopes: compressed streams and archives |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
+//! | [`encode`](encode()) | compressed target files, by parts that may be made at the same time |
 //! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx`, `vmdk` | one module a format: a reader and a planner |
 //! | `blocks`, `pages` | what formats of equal blocks have in common, and tables read by pages |
 //! | `safety` | the checks that every format shares |
 //!
-//! A new format is a new module, one arm in [`open`] and one in [`plan`](plan()).
+//! A new format is a new module, one arm in [`open`] and one in [`plan`](plan()) or [`encode`](encode()).
 //!
 //! # What is deliberately absent
 //!
@@ -47,6 +50,7 @@
 
 mod blocks;
 mod compression;
+mod encode;
 mod envelope;
 mod error;
 mod format;
@@ -68,7 +72,8 @@ mod vhd;
 mod vhdx;
 mod vmdk;
 
-pub use compression::{Codec, decode};
+pub use compression::{Codec, Decoder, decode};
+pub use encode::{Assembler, Encoded, Encoder, Encoding, JOB_LEN, Job, Jobs, encode, encode_pipe};
 pub use envelope::{
     Content, DECODER_MEMORY_MAX, ENTRIES_MAX, EXPANDED_MAX, Manifest, NESTING_MAX, Part, Slice, unwrap,
 };
@@ -78,7 +83,7 @@ pub use guest::Guest;
 pub use inspect::{Inspection, Qcow2Details, Refusal, inspect};
 pub use io::{ReadAt, Run, RunKind};
 pub use map::{Image, Mapping, open};
-pub use plan::{Plan, Segment, Segments, Totals, plan};
+pub use plan::{Plan, Segment, Segments, Totals, plan, plan_with_seed};
 pub use probe::{Evidence, Probe, probe};
 pub use safety::MAX_VIRTUAL_SIZE;
 pub use signature::Signature;

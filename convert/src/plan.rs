@@ -168,21 +168,46 @@ pub struct Plan {
 /// # Errors
 ///
 /// Whatever [`Image::map`] finds wrong, [`Corrupt`](crate::ErrorKind::Corrupt) if the image refers to more data than its
-/// file can hold, or [`TooLarge`](crate::ErrorKind::TooLarge) if the disk is larger than the target format can be.
+/// file can hold, [`TooLarge`](crate::ErrorKind::TooLarge) if the disk is larger than the target format can be, or
+/// [`Unsupported`](crate::ErrorKind::Unsupported) if the target has to be [encoded](crate::encode()).
 pub fn plan(image: Arc<dyn Image>, target: &Target) -> Result<Plan, Error> {
+    plan_with_seed(image, target, &[])
+}
+
+/// [`plan()`] with a `seed` for the identifiers that some formats ask for: UUIDs of VDI, VHD and VHDX, the content id of VMDK.
+///
+/// The same image, target and seed give the same bytes. A seed that is another for each source, such as the id of its version,
+/// keeps apart disks whose data happens to lie in the same places.
+///
+/// # Errors
+///
+/// Those of [`plan()`].
+pub fn plan_with_seed(image: Arc<dyn Image>, target: &Target, seed: &[u8]) -> Result<Plan, Error> {
+    if target.is_encoded() {
+        let reason = format!("{target} has to be encoded, and cannot be planned");
+        return Err(Error::unsupported(reason).with_format(target.format()));
+    }
     let (totals, shape) = match (target.format(), target.is_fixed()) {
         (Format::Raw, _) => shaped(raw::plan(&*image)),
-        (Format::Qcow2, _) => shaped(qcow2::planner::plan(&*image)),
-        (Format::Vhd, false) => shaped(vhd::planner::dynamic(&*image)),
-        (Format::Vhd, true) => shaped(vhd::planner::fixed(&*image)),
-        (Format::Vmdk, _) => shaped(vmdk::planner::plan(&*image)),
-        (Format::Vhdx, false) => shaped(vhdx::planner::dynamic(&*image)),
-        (Format::Vhdx, true) => shaped(vhdx::planner::fixed(&*image)),
-        (Format::Vdi, false) => shaped(vdi::planner::dynamic(&*image)),
-        (Format::Vdi, true) => shaped(vdi::planner::fixed(&*image)),
+        (Format::Qcow2, _) => shaped(qcow2::planner::plan(&*image, qcow2_version(*target))),
+        (Format::Vhd, false) => shaped(vhd::planner::dynamic(&*image, seed)),
+        (Format::Vhd, true) => shaped(vhd::planner::fixed(&*image, seed)),
+        (Format::Vmdk, _) => shaped(vmdk::planner::plan(&*image, seed)),
+        (Format::Vhdx, false) => shaped(vhdx::planner::dynamic(&*image, seed)),
+        (Format::Vhdx, true) => shaped(vhdx::planner::fixed(&*image, seed)),
+        (Format::Vdi, false) => shaped(vdi::planner::dynamic(&*image, seed)),
+        (Format::Vdi, true) => shaped(vdi::planner::fixed(&*image, seed)),
         (other, _) => Err(Error::unsupported("images of this format cannot be made").with_format(other)),
     }?;
     Ok(Plan { image, totals, shape })
+}
+
+fn qcow2_version(target: Target) -> qcow2::Version {
+    if target == Target::QCOW2_V2 {
+        qcow2::Version::Two
+    } else {
+        qcow2::Version::Three
+    }
 }
 
 fn shaped<S: Shape + 'static>(planned: Result<(Totals, S), Error>) -> Result<(Totals, Arc<dyn Shape>), Error> {

@@ -6,39 +6,92 @@ use std::str::FromStr;
 use crate::safety::quote;
 use crate::{Error, Format};
 
-/// A format that [`plan`](crate::plan()) can make.
+/// A format that [`plan`](crate::plan()) or [`encode`](crate::encode()) can make.
 ///
-/// Written as in the `convert-to` tag and on the command line: `qcow2`, `vhd`, `vhd:fixed`.
+/// Written as in the `convert-to` tag and on the command line: `qcow2`, `vhd`, `vhd:fixed`, `qcow2:zstd`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Target {
     format: Format,
-    fixed: bool,
+    variant: Variant,
+}
+
+/// How a format is made, where there are several ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Variant {
+    /// The one that needs no name.
+    Plain,
+    Fixed,
+    Version2,
+    Zlib,
+    Zlib4k,
+    Zstd,
+    Stream,
+    Gz,
+    Zst,
+}
+
+impl Variant {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Fixed => "fixed",
+            Self::Version2 => "v2",
+            Self::Zlib => "zlib",
+            Self::Zlib4k => "zlib-4k",
+            Self::Zstd => "zstd",
+            Self::Stream => "stream",
+            Self::Gz => "gz",
+            Self::Zst => "zst",
+        }
+    }
 }
 
 impl Target {
     /// Plain qcow2: version 3, clusters of 64 KiB, nothing compressed.
-    pub const QCOW2: Self = Self::plain(Format::Qcow2);
+    pub const QCOW2: Self = Self::new(Format::Qcow2, Variant::Plain);
+    /// qcow2 of version 2 (compat 0.10), for readers from before 2013; nothing compressed.
+    pub const QCOW2_V2: Self = Self::new(Format::Qcow2, Variant::Version2);
+    /// qcow2 with clusters compressed by deflate, which every reader of qcow2 knows.
+    pub const QCOW2_ZLIB: Self = Self::new(Format::Qcow2, Variant::Zlib);
+    /// The same, and no match reaches back further than 4 KiB: for readers that keep no more of what they inflate. QEMU, which
+    /// asks for just this window, inflates a cluster in one go and needs no such care.
+    pub const QCOW2_ZLIB_4K: Self = Self::new(Format::Qcow2, Variant::Zlib4k);
+    /// qcow2 with clusters compressed by Zstandard, for QEMU from version 5.1 on.
+    pub const QCOW2_ZSTD: Self = Self::new(Format::Qcow2, Variant::Zstd);
     /// The bytes of the disk.
-    pub const RAW: Self = Self::plain(Format::Raw);
+    pub const RAW: Self = Self::new(Format::Raw, Variant::Plain);
+    /// The bytes of the disk as gzip, in members of 2 MiB each.
+    pub const RAW_GZ: Self = Self::new(Format::Raw, Variant::Gz);
+    /// The bytes of the disk as Zstandard, in frames of 2 MiB each.
+    pub const RAW_ZST: Self = Self::new(Format::Raw, Variant::Zst);
     /// VMDK of one sparse file (monolithicSparse), nothing compressed.
-    pub const VMDK: Self = Self::plain(Format::Vmdk);
+    pub const VMDK: Self = Self::new(Format::Vmdk, Variant::Plain);
+    /// VMDK of one file of compressed grains (streamOptimized), as in an OVA.
+    pub const VMDK_STREAM: Self = Self::new(Format::Vmdk, Variant::Stream);
     /// Dynamic VHD with blocks of 2 MiB.
-    pub const VHD: Self = Self::plain(Format::Vhd);
+    pub const VHD: Self = Self::new(Format::Vhd, Variant::Plain);
     /// Fixed VHD: the bytes of the disk and a footer.
-    pub const VHD_FIXED: Self = Self::fixed(Format::Vhd);
+    pub const VHD_FIXED: Self = Self::new(Format::Vhd, Variant::Fixed);
     /// Dynamic VHDX with blocks of 2 MiB or, for disks of more than 512 GiB, larger ones.
-    pub const VHDX: Self = Self::plain(Format::Vhdx);
+    pub const VHDX: Self = Self::new(Format::Vhdx, Variant::Plain);
     /// Fixed VHDX.
-    pub const VHDX_FIXED: Self = Self::fixed(Format::Vhdx);
+    pub const VHDX_FIXED: Self = Self::new(Format::Vhdx, Variant::Fixed);
     /// Dynamic VDI with blocks of 1 MiB.
-    pub const VDI: Self = Self::plain(Format::Vdi);
+    pub const VDI: Self = Self::new(Format::Vdi, Variant::Plain);
     /// Fixed VDI.
-    pub const VDI_FIXED: Self = Self::fixed(Format::Vdi);
+    pub const VDI_FIXED: Self = Self::new(Format::Vdi, Variant::Fixed);
     /// Every target there is.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
         Self::QCOW2,
+        Self::QCOW2_V2,
+        Self::QCOW2_ZLIB,
+        Self::QCOW2_ZLIB_4K,
+        Self::QCOW2_ZSTD,
         Self::RAW,
+        Self::RAW_GZ,
+        Self::RAW_ZST,
         Self::VMDK,
+        Self::VMDK_STREAM,
         Self::VHD,
         Self::VHD_FIXED,
         Self::VHDX,
@@ -47,31 +100,54 @@ impl Target {
         Self::VDI_FIXED,
     ];
 
-    const fn plain(format: Format) -> Self {
-        Self { format, fixed: false }
+    const fn new(format: Format, variant: Variant) -> Self {
+        Self { format, variant }
     }
 
-    const fn fixed(format: Format) -> Self {
-        Self { format, fixed: true }
-    }
-
-    /// The format of the file that is made.
+    /// The format of the disk image that is made, inside of its envelope if it has one.
     pub const fn format(&self) -> Format {
         self.format
     }
 
-    /// Whether all of the disk has a place in the file, though zeros need not be stored.
-    pub const fn is_fixed(&self) -> bool {
-        self.fixed
+    /// The format of the file that is made: of its envelope, if it has one.
+    pub const fn file_format(&self) -> Format {
+        match self.variant {
+            Variant::Gz => Format::Gzip,
+            Variant::Zst => Format::Zstd,
+            _ => self.format,
+        }
     }
 
-    /// What stands in the place of the source's file name extension, without the leading dot: a variant comes before the
-    /// format (`fixed.vhd`), so that the variants of a format have names beside each other.
+    /// Whether all of the disk has a place in the file, though zeros need not be stored.
+    pub const fn is_fixed(&self) -> bool {
+        matches!(self.variant, Variant::Fixed)
+    }
+
+    /// Whether it has to be [encoded](crate::encode()), because its bytes are not those of the source; else it can be
+    /// [planned](crate::plan()).
+    pub const fn is_encoded(&self) -> bool {
+        matches!(
+            self.variant,
+            Variant::Zlib | Variant::Zlib4k | Variant::Zstd | Variant::Stream | Variant::Gz | Variant::Zst
+        )
+    }
+
+    /// What stands in the place of the source's file name extension, without the leading dot.
+    ///
+    /// A variant comes before the format (`fixed.vhd`), so that the variants of a format have names beside each other. What is
+    /// in an envelope is called as everybody does: `raw.gz` is what `gunzip` turns into `raw`.
     pub const fn extension(&self) -> &'static str {
-        match (self.format, self.fixed) {
-            (Format::Vhd, true) => "fixed.vhd",
-            (Format::Vhdx, true) => "fixed.vhdx",
-            (Format::Vdi, true) => "fixed.vdi",
+        match (self.format, self.variant) {
+            (Format::Vhd, Variant::Fixed) => "fixed.vhd",
+            (Format::Vhdx, Variant::Fixed) => "fixed.vhdx",
+            (Format::Vdi, Variant::Fixed) => "fixed.vdi",
+            (Format::Qcow2, Variant::Version2) => "v2.qcow2",
+            (Format::Qcow2, Variant::Zlib) => "zlib.qcow2",
+            (Format::Qcow2, Variant::Zlib4k) => "zlib-4k.qcow2",
+            (Format::Qcow2, Variant::Zstd) => "zstd.qcow2",
+            (Format::Vmdk, Variant::Stream) => "stream.vmdk",
+            (Format::Raw, Variant::Gz) => "raw.gz",
+            (Format::Raw, Variant::Zst) => "raw.zst",
             (format, _) => format.extension(),
         }
     }
@@ -83,10 +159,9 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.fixed {
-            f.pad(&format!("{}:fixed", self.format))
-        } else {
-            self.format.fmt(f)
+        match self.variant {
+            Variant::Plain => self.format.fmt(f),
+            variant => f.pad(&format!("{}:{}", self.format, variant.name())),
         }
     }
 }
@@ -121,22 +196,24 @@ mod tests {
     fn every_target_parses_back_and_has_a_name_of_its_own() {
         for (index, target) in Target::ALL.into_iter().enumerate() {
             assert_eq!(target.to_string().parse::<Target>().ok(), Some(target));
-            assert!(target.extension().ends_with(target.format().extension()));
+            assert!(target.extension().ends_with(target.file_format().extension()));
             let others = &Target::ALL[..index];
             assert!(others.iter().all(|other| other.extension() != target.extension()));
         }
         assert_eq!(Target::VHD_FIXED.to_string(), "vhd:fixed");
+        assert_eq!(Target::QCOW2_ZLIB_4K.to_string(), "qcow2:zlib-4k");
         assert_eq!(format!("{:>10}", Target::VHD_FIXED), " vhd:fixed");
     }
 
     #[test]
     fn others_are_refused_with_a_list_of_what_is_supported() {
         for (text, what) in [
-            ("qcow2:zlib", "variant of a target format"),
+            ("qcow2:lz4", "variant of a target format"),
+            ("raw:xz", "variant of a target format"),
             ("qcow2:", "variant of a target format"),
             ("qcow2:fixed", "variant of a target format"),
             ("vhd:dynamic", "variant of a target format"),
-            ("vmdk:stream", "variant of a target format"),
+            ("vmdk:zlib", "variant of a target format"),
             ("vmdk:fixed", "variant of a target format"),
             ("qed", "target format"),
             ("qed:fixed", "target format"),

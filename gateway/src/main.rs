@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `config`, `app`, `server` | settings, what everything shares, listeners and shutdown |
 //! | `admission`, `pace`, `metrics` | whose turn it is, background work that yields, what is counted |
+//! | `workers` | work on all cores whose results are taken in order |
 //! | `s3` | one file a family of S3 operations |
 //! | `auth` | keys, secrets at rest |
 //! | `image` | where an object meets an image: tags, probes |
@@ -36,6 +37,7 @@ mod outgoing;
 mod pace;
 mod s3;
 mod server;
+mod workers;
 mod zone;
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
@@ -96,7 +98,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = settings.or(file).check(environment_keys()?)?;
             runtime()?.block_on(server::serve(config))?;
         }
-        Command::Convert(args) => cli::convert::run(args)?,
+        Command::Convert(args) => return cli::convert::run(&args),
         Command::Inspect(args) => cli::inspect::run(args)?,
         Command::Folder(command) => return runtime()?.block_on(cli::run_on_folder(command, environment_keys()?)),
         Command::Client(command) => return runtime()?.block_on(cli::run(command, environment_keys()?)),

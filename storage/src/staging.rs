@@ -22,7 +22,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     kv::{Durability, Outcome, Txn, transact},
-    layout::{Extent, Layout, LayoutBuilder, Piece},
+    layout::{Extent, Layout, LayoutBuilder, LayoutCursor, Piece},
     pin::LayoutPin,
     schema::{
         BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord, LayoutState, decode,
@@ -410,6 +410,30 @@ impl ContentBuilder {
                 ));
             };
             done += piece.len;
+            self.push_piece(piece).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds the whole of `content`, which was built for the same layout before: what stands before it may be known only after
+    /// it is written.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if the content is for another layout; [`ErrorKind::Io`] if the disk fails.
+    pub async fn push_content(&mut self, content: Content) -> Result<()> {
+        let Content { layout, mut staging } = content;
+        if staging.owner != self.staging.owner {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "content was built for another layout",
+            ));
+        }
+        self.staging.blobs.append(&mut staging.blobs);
+        self.staging.borrows.append(&mut staging.borrows);
+        self.staging.pins.append(&mut staging.pins);
+        let mut cursor = LayoutCursor::new(Arc::clone(&self.staging.core.blobs), Arc::new(layout));
+        while let Some(piece) = cursor.next(u64::MAX).await? {
             self.push_piece(piece).await?;
         }
         Ok(())

@@ -31,6 +31,8 @@ use nom::bytes::complete::tag;
 use nom::number::complete::{be_u8, be_u32, be_u64};
 use nom::{IResult, Parser};
 
+use super::Version;
+use super::refcount::REFCOUNT_ORDER;
 use crate::safety::Region;
 use crate::{Codec, Error, ErrorKind};
 
@@ -93,6 +95,36 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// The header of a file with nothing in it yet.
+    pub(crate) fn new(version: Version, cluster_bits: u32) -> Self {
+        Self {
+            version: match version {
+                Version::Two => 2,
+                Version::Three => 3,
+            },
+            backing_file_offset: 0,
+            backing_file_size: 0,
+            cluster_bits,
+            size: 0,
+            crypt_method: 0,
+            l1_size: 0,
+            l1_table_offset: 0,
+            refcount_table_offset: 0,
+            refcount_table_clusters: 0,
+            snapshot_count: 0,
+            snapshots_offset: 0,
+            incompatible: 0,
+            compatible: 0,
+            autoclear: 0,
+            refcount_order: REFCOUNT_ORDER,
+            header_len: match version {
+                Version::Two => HEADER_LEN_V2,
+                Version::Three => HEADER_LEN_V3,
+            },
+            compression_type: 0,
+        }
+    }
+
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let (rest, mut header) = parse_v2(bytes).map_err(|error| match error {
             nom::Err::Error(error) if error.code == nom::error::ErrorKind::Tag && bytes.len() >= MAGIC.len() => {

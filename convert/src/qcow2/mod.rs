@@ -1,4 +1,4 @@
-//! qcow2, versions 2 and 3: reading any, writing plain version 3.
+//! qcow2, versions 2 and 3: reading any, writing both plain and version 3 compressed.
 //!
 //! ```text
 //! header ─┬─▶ L1 table ──▶ L2 tables ──▶ clusters: data, compressed, zero, absent
@@ -10,6 +10,7 @@
 //!
 //! Format: QEMU documentation, "Qcow2 Image File Format".
 
+pub(crate) mod assembler;
 pub(crate) mod compressed;
 pub(crate) mod extension;
 pub(crate) mod header;
@@ -20,3 +21,12 @@ pub(crate) mod refcount;
 pub(crate) mod table;
 
 pub(crate) use reader::Reader;
+
+/// The version of a file to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// What QEMU calls compat 0.10.
+    Two,
+    /// What QEMU calls compat 1.1.
+    Three,
+}

@@ -1,4 +1,4 @@
-//! A plain qcow2 file, version 3, around the data of any image.
+//! A plain qcow2 file, version 3 or 2, around the data of any image.
 //!
 //! ```text
 //! header │ refcount table │ refcount blocks │ L1 table │ L2 tables │ data clusters in guest order
@@ -14,33 +14,34 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use super::header::{HEADER_LEN_V3, Header};
-use super::refcount::{REFCOUNT_ORDER, Refcounts};
+use super::Version;
+use super::header::Header;
+use super::refcount::Refcounts;
 use super::table::FLAG_COPIED;
 use crate::blocks::{DataBlocks, Occupied, Ordinals};
 use crate::map::Piece;
 use crate::plan::{Segment, SegmentIter, Shape, Totals, zeros};
 use crate::{Error, Image};
 
-const CLUSTER_BITS: u32 = 16;
+pub(crate) const CLUSTER_BITS: u32 = 16;
 /// 64 KiB, as QEMU makes by default: 8 KiB of L2 table for 64 MiB of disk.
 pub(crate) const CLUSTER_SIZE: u64 = 1 << CLUSTER_BITS;
 /// The same, known not to be zero.
 const CLUSTER: NonZeroU64 = NonZeroU64::new(CLUSTER_SIZE).expect("a cluster is not empty");
 /// The same in memory.
-const CLUSTER_LEN: usize = 1 << CLUSTER_BITS;
+pub(crate) const CLUSTER_LEN: usize = 1 << CLUSTER_BITS;
 /// How many clusters an L2 table lists.
-const L2_ENTRIES: u64 = CLUSTER_SIZE / 8;
+pub(crate) const L2_ENTRIES: u64 = CLUSTER_SIZE / 8;
 /// How much of the disk an L2 table covers: 512 MiB.
-const L2_SPAN: u64 = L2_ENTRIES * CLUSTER_SIZE;
+pub(crate) const L2_SPAN: u64 = L2_ENTRIES * CLUSTER_SIZE;
 /// Disks are counted in these.
-const SECTOR_SIZE: u64 = 512;
+pub(crate) const SECTOR_SIZE: u64 = 512;
 
 /// Plans a qcow2 file.
-pub(crate) fn plan(image: &dyn Image) -> Result<(Totals, Blueprint), Error> {
+pub(crate) fn plan(image: &dyn Image, version: Version) -> Result<(Totals, Blueprint), Error> {
     let mut census = Census::new(image.virtual_size());
     let totals = Totals::of(image, |piece| census.add(piece))?;
-    Ok((totals, census.finish()))
+    Ok((totals, census.finish(version)))
 }
 
 /// Counts the clusters that an image needs.
@@ -78,7 +79,7 @@ impl Census {
         }
     }
 
-    fn finish(self) -> Blueprint {
+    fn finish(self, version: Version) -> Blueprint {
         let data_clusters: u64 = self.l2_counts.iter().map(|count| u64::from(*count)).sum();
         let l2_tables = self.l2_counts.iter().filter(|count| **count > 0).count() as u64;
         // One cluster even for a disk of size zero, so that the L1 table has a place.
@@ -90,6 +91,7 @@ impl Census {
         let l1_start = after(blocks_start, refcounts.blocks);
         let l2_start = after(l1_start, l1_clusters);
         Blueprint {
+            version,
             virtual_size: self.virtual_size.next_multiple_of(SECTOR_SIZE),
             refcounts,
             l2_counts: self.l2_counts,
@@ -104,6 +106,7 @@ impl Census {
 /// Where everything goes.
 #[derive(Debug)]
 pub(crate) struct Blueprint {
+    version: Version,
     virtual_size: u64,
     refcounts: Refcounts,
     l2_counts: Vec<u32>,
@@ -142,24 +145,12 @@ impl Shape for Blueprint {
 impl Blueprint {
     fn header(&self) -> Header {
         Header {
-            version: 3,
-            backing_file_offset: 0,
-            backing_file_size: 0,
-            cluster_bits: CLUSTER_BITS,
             size: self.virtual_size,
-            crypt_method: 0,
             l1_size: u32::try_from(self.l2_counts.len().max(1)).expect("a disk is no larger than 64 TiB"),
             l1_table_offset: self.l1_start,
             refcount_table_offset: CLUSTER_SIZE,
             refcount_table_clusters: u32::try_from(self.refcounts.table_clusters).expect("five suffice for 64 TiB"),
-            snapshot_count: 0,
-            snapshots_offset: 0,
-            incompatible: 0,
-            compatible: 0,
-            autoclear: 0,
-            refcount_order: REFCOUNT_ORDER,
-            header_len: HEADER_LEN_V3,
-            compression_type: 0,
+            ..Header::new(self.version, CLUSTER_BITS)
         }
     }
 

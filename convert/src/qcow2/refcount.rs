@@ -10,9 +10,9 @@ use super::planner::CLUSTER_SIZE;
 /// Refcount order 4: 16 bits, as QEMU makes it.
 pub(crate) const REFCOUNT_ORDER: u32 = 4;
 /// How many clusters a block counts.
-const BLOCK_ENTRIES: u64 = CLUSTER_SIZE / 2;
+pub(crate) const BLOCK_ENTRIES: u64 = CLUSTER_SIZE / 2;
 /// How many blocks a cluster of the table lists.
-const TABLE_ENTRIES: u64 = CLUSTER_SIZE / 8;
+pub(crate) const TABLE_ENTRIES: u64 = CLUSTER_SIZE / 8;
 
 /// How many clusters the refcounts of a file take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,7 +30,7 @@ const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 const FLAG_ZERO: u64 = 1;
-const FLAG_COMPRESSED: u64 = 1 << 62;
+pub(crate) const FLAG_COMPRESSED: u64 = 1 << 62;
 /// Refcount is one: nobody else uses the cluster.
 pub(crate) const FLAG_COPIED: u64 = 1 << 63;
 

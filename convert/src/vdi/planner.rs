@@ -15,17 +15,17 @@ use crate::plan::{Segment, SegmentIter, Shape, Totals, sectored, zeros};
 use crate::{Error, Image, raw};
 
 /// Plans a dynamic image.
-pub(crate) fn dynamic(image: &dyn Image) -> Result<(Totals, Layout), Error> {
-    layout(image, TYPE_DYNAMIC)
+pub(crate) fn dynamic(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Layout), Error> {
+    layout(image, seed, TYPE_DYNAMIC)
 }
 
 /// Plans a fixed image.
-pub(crate) fn fixed(image: &dyn Image) -> Result<(Totals, Layout), Error> {
-    layout(image, TYPE_FIXED)
+pub(crate) fn fixed(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Layout), Error> {
+    layout(image, seed, TYPE_FIXED)
 }
 
-fn layout(image: &dyn Image, image_type: u32) -> Result<(Totals, Layout), Error> {
-    let census = Census::of(image, BLOCK_SIZE)?;
+fn layout(image: &dyn Image, seed: &[u8], image_type: u32) -> Result<(Totals, Layout), Error> {
+    let census = Census::of(image, seed, BLOCK_SIZE)?;
     let disk_size = sectored(image);
     let small = "a disk is no larger than 64 TiB";
     let blocks = u32::try_from(disk_size.div_ceil(BLOCK_SIZE.get())).expect(small);

@@ -29,9 +29,9 @@ const BAT_OFFSET: u64 = FOOTER_LEN + HEADER_LEN;
 const SECTOR_ENTRIES: u64 = SECTOR_SIZE / 4;
 
 /// Plans a dynamic disk.
-pub(crate) fn dynamic(image: &dyn Image) -> Result<(Totals, Dynamic), Error> {
+pub(crate) fn dynamic(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Dynamic), Error> {
     let virtual_size = rounded_size(image)?;
-    let census = Census::of(image, BLOCK_SIZE)?;
+    let census = Census::of(image, seed, BLOCK_SIZE)?;
     let header = DynamicHeader {
         table_offset: BAT_OFFSET,
         max_table_entries: u32::try_from(virtual_size.div_ceil(BLOCK_SIZE.get())).expect("a disk ends at 2040 GiB"),
@@ -47,9 +47,9 @@ pub(crate) fn dynamic(image: &dyn Image) -> Result<(Totals, Dynamic), Error> {
 }
 
 /// Plans a fixed disk.
-pub(crate) fn fixed(image: &dyn Image) -> Result<(Totals, Fixed), Error> {
+pub(crate) fn fixed(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Fixed), Error> {
     let virtual_size = rounded_size(image)?;
-    let census = Census::of(image, BLOCK_SIZE)?;
+    let census = Census::of(image, seed, BLOCK_SIZE)?;
     let footer = Footer::new(DiskType::Fixed, virtual_size, census.identity.uuid("vhd fixed"));
     Ok((census.totals, Fixed { footer }))
 }

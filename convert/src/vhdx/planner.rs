@@ -32,23 +32,23 @@ const BLOCK_SIZE_MIN: u64 = 2 << 20;
 const BLOCK_COUNT_MAX: u64 = 256 << 10;
 
 /// Plans a dynamic disk.
-pub(crate) fn dynamic(image: &dyn Image) -> Result<(Totals, Layout), Error> {
-    layout(image, false)
+pub(crate) fn dynamic(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Layout), Error> {
+    layout(image, seed, false)
 }
 
 /// Plans a fixed disk.
-pub(crate) fn fixed(image: &dyn Image) -> Result<(Totals, Layout), Error> {
-    layout(image, true)
+pub(crate) fn fixed(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Layout), Error> {
+    layout(image, seed, true)
 }
 
-fn layout(image: &dyn Image, fixed: bool) -> Result<(Totals, Layout), Error> {
+fn layout(image: &dyn Image, seed: &[u8], fixed: bool) -> Result<(Totals, Layout), Error> {
     let virtual_size = sectored(image);
     let block_size = virtual_size
         .div_ceil(BLOCK_COUNT_MAX)
         .next_power_of_two()
         .max(BLOCK_SIZE_MIN);
     let block_size = NonZeroU64::new(block_size).expect("it is at least 2 MiB");
-    let census = Census::of(image, block_size)?;
+    let census = Census::of(image, seed, block_size)?;
     let blocks = virtual_size.div_ceil(block_size.get());
     let kind = if fixed { "vhdx fixed" } else { "vhdx dynamic" };
     let guid = |purpose: &str| census.identity.uuid(&format!("{kind} {purpose}"));

@@ -195,7 +195,7 @@ fn key(line: &[u8]) -> IResult<&[u8], &[u8]> {
 }
 
 /// The text for a new file of one extent.
-pub(super) fn render(sectors: u64, content_id: u32) -> String {
+pub(super) fn render(create_type: CreateType, sectors: u64, content_id: u32) -> String {
     // The geometry of an IDE disk, as every guest understands it; larger disks have the largest.
     let (heads, track_sectors) = (16_u64, 63_u64);
     let cylinders = sectors
@@ -207,7 +207,7 @@ pub(super) fn render(sectors: u64, content_id: u32) -> String {
          version=1\n\
          CID={content_id:08x}\n\
          parentCID={NO_PARENT}\n\
-         createType=\"monolithicSparse\"\n\
+         createType=\"{}\"\n\
          \n\
          # Extent description\n\
          RW {sectors} SPARSE \"disk.vmdk\"\n\
@@ -219,7 +219,8 @@ pub(super) fn render(sectors: u64, content_id: u32) -> String {
          ddb.geometry.cylinders = \"{cylinders}\"\n\
          ddb.geometry.heads = \"{heads}\"\n\
          ddb.geometry.sectors = \"{track_sectors}\"\n\
-         ddb.adapterType = \"ide\"\n"
+         ddb.adapterType = \"ide\"\n",
+        create_type.name()
     )
 }
 
@@ -228,7 +229,7 @@ mod tests {
     use super::*;
 
     fn with(line: &str) -> Result<Descriptor, Error> {
-        let text = render(20_480, 0x1234_5678);
+        let text = render(CreateType::MonolithicSparse, 20_480, 0x1234_5678);
         Descriptor::parse(format!("{text}{line}\n\0\0garbage").as_bytes())
     }
 
@@ -312,13 +313,16 @@ mod tests {
         ] {
             let error = with(line).expect_err(line);
             assert_eq!((error.kind(), error.reason()), (kind, reason));
-            assert_eq!(error.offset(), Some(render(20_480, 0).len() as u64));
+            assert_eq!(
+                error.offset(),
+                Some(render(CreateType::MonolithicSparse, 20_480, 0).len() as u64)
+            );
         }
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let text = render(1, 2);
+        let text = render(CreateType::MonolithicSparse, 1, 2);
         for (without, reason) in [
             ("version", "the descriptor has no version"),
             ("createType", "the descriptor has no createType"),

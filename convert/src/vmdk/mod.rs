@@ -1,4 +1,4 @@
-//! VMDK of one file: reading monolithicSparse and streamOptimized, writing monolithicSparse.
+//! VMDK of one file: reading monolithicSparse and streamOptimized, writing both.
 //!
 //! ```text
 //! header │ descriptor │ redundant grain directory and tables │ grain directory and tables │ grains of 64 KiB
@@ -21,6 +21,7 @@ mod descriptor;
 mod header;
 pub(crate) mod planner;
 mod reader;
+pub(crate) mod stream;
 
 pub(crate) use reader::open;
 

@@ -10,6 +10,7 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use super::descriptor::CreateType;
 use super::header::{HEADER_LEN, Header};
 use super::{SECTOR, SECTOR_SIZE, TABLE_ENTRIES, TABLE_LEN, descriptor};
 use crate::blocks::{Census, DataBlocks, Ordinals, padded, table};
@@ -18,22 +19,22 @@ use crate::safety;
 use crate::{Error, Format, Image};
 
 /// 64 KiB, as everybody makes it.
-const GRAIN_SIZE: NonZeroU64 = NonZeroU64::new(64 << 10).expect("a grain is not empty");
+pub(super) const GRAIN_SIZE: NonZeroU64 = NonZeroU64::new(64 << 10).expect("a grain is not empty");
 /// 10 KiB for the descriptor, as everybody leaves.
-const DESCRIPTOR_SECTORS: u64 = 20;
+pub(super) const DESCRIPTOR_SECTORS: u64 = 20;
 /// The largest file: the places of all grains fit the 32 bits of an entry.
-const FILE_SIZE_MAX: u64 = (1 << 32) * SECTOR_SIZE;
+pub(super) const FILE_SIZE_MAX: u64 = (1 << 32) * SECTOR_SIZE;
 
 /// Plans a file.
-pub(crate) fn plan(image: &dyn Image) -> Result<(Totals, Layout), Error> {
-    let census = Census::of(image, GRAIN_SIZE)?;
+pub(crate) fn plan(image: &dyn Image, seed: &[u8]) -> Result<(Totals, Layout), Error> {
+    let census = Census::of(image, seed, GRAIN_SIZE)?;
     let sectors = sectored(image) / SECTOR;
     let [first, second, third, fourth, ..] = census.identity.uuid("vmdk content");
     // The largest two are reserved.
     let content_id = u32::from_be_bytes([first, second, third, fourth]) >> 1;
     let layout = Layout {
         header: Header::new(sectors, GRAIN_SIZE.get() / SECTOR, DESCRIPTOR_SECTORS),
-        descriptor: descriptor::render(sectors, content_id),
+        descriptor: descriptor::render(CreateType::MonolithicSparse, sectors, content_id),
         grains: census.blocks,
     };
     safety::at_most("the file with its grains", layout.size(), FILE_SIZE_MAX)

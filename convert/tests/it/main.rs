@@ -2,6 +2,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
+mod encoded;
 mod hostile;
 mod matrix;
 mod property;

@@ -136,7 +136,7 @@ fn planning_2_gib_takes_no_time_to_speak_of() -> Result<()> {
 fn a_sparse_disk_of_2000_gib_takes_little_of_any_format() -> Result<()> {
     let data = vec![4096, (512 << 20) - 512, 1 << 40, (2000 << 30) - 512];
     let source: Arc<dyn ReadAt> = Arc::new(Huge { size: 2000 << 30, data });
-    for target in Target::ALL {
+    for target in crate::support::planned() {
         let start = std::time::Instant::now();
         let plan = plan(open(Arc::clone(&source))?.into(), &target)?;
         let mut made = 0;

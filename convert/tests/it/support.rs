@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use lithos_convert::{
-    ErrorKind, Format, Image, Plan, ReadAt, Run, RunKind, Segment, Target, decode, inspect, open, plan,
+    ErrorKind, Format, Image, Plan, ReadAt, Run, RunKind, Segment, Target, decode, encode, inspect, open, plan,
 };
 use tempfile::TempDir;
 
@@ -88,6 +88,34 @@ impl Bench {
         Ok(plan)
     }
 
+    /// Converts `from` into `to`, whether the target is planned or encoded.
+    pub(crate) fn make(&self, from: &str, to: &str, target: Target) -> Result<()> {
+        if !target.is_encoded() {
+            return self.convert(from, to, target).map(drop);
+        }
+        let source = source(&self.path(from))?;
+        self.write(to, &encoded(&source, target)?)
+    }
+
+    /// The disk image in the envelope of a target, if it has one, taken out by the tool that everybody has.
+    pub(crate) fn unwrapped(&self, name: &str, target: Target) -> Result<String> {
+        let tool = match target.file_format() {
+            Format::Gzip => "gzip",
+            Format::Zstd => "zstd",
+            _ => return Ok(name.to_owned()),
+        };
+        let inner = format!("{name}.unwrapped");
+        let out = File::create(self.path(&inner))?;
+        let status = Command::new(tool)
+            .arg("-dc")
+            .arg(self.path(name))
+            .stdout(out)
+            .status()
+            .with_context(|| format!("{tool} cannot be run; install the Debian package {tool}"))?;
+        ensure!(status.success(), "{tool} -dc {name}: {status}");
+        Ok(inner)
+    }
+
     /// Converts to every target and has QEMU judge each against the source; then back to raw by ourselves.
     pub(crate) fn judge(&self, from: &str, format: &str) -> Result<()> {
         self.judge_as(from, format, &Target::ALL)
@@ -100,7 +128,8 @@ impl Bench {
         let disk = std::fs::read(self.path(&raw))?;
         for target in targets.iter().copied() {
             let to = format!("{from}.out.{}", target.extension());
-            self.convert(from, &to, target)?;
+            self.make(from, &to, target)?;
+            let to = self.unwrapped(&to, target)?;
             self.check(&to, target)?;
             self.qemu_img(&["compare", "-f", format, "-F", qemu_format(target), from, &to])
                 .with_context(|| format!("{from} as {target}"))?;
@@ -129,6 +158,33 @@ impl Bench {
         ensure!(said.contains("No errors were found"), "{name} as {target}: {said}");
         Ok(())
     }
+}
+
+/// The targets that are planned.
+pub(crate) fn planned() -> Vec<Target> {
+    Target::ALL.into_iter().filter(|target| !target.is_encoded()).collect()
+}
+
+/// The targets that are encoded.
+pub(crate) fn encoded_targets() -> Vec<Target> {
+    Target::ALL.into_iter().filter(Target::is_encoded).collect()
+}
+
+/// The file that encoding `source` as `target` makes.
+pub(crate) fn encoded(source: &Arc<dyn ReadAt>, target: Target) -> Result<Vec<u8>> {
+    let encoding = encode(open(Arc::clone(source))?.into(), &target, b"seed")?;
+    let (mut encoder, mut assembler) = (encoding.encoder(), encoding.assembler());
+    let mut body = Vec::new();
+    for job in encoding.jobs() {
+        assembler.push(&encoder.encode(&job?, &**source)?, &mut body)?;
+    }
+    let head = assembler.finish(&mut body)?;
+    ensure!(
+        head.len() as u64 == encoding.head_len(),
+        "{target}: a head of {} bytes",
+        head.len()
+    );
+    Ok([head, body].concat())
 }
 
 /// What QEMU calls the format of a target.

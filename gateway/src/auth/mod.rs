@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 use s3s::{S3Result, auth::SecretKey, s3_error};
 
 use self::seal::SealingKey;
+pub(crate) use self::seal::fill_random;
 use crate::config::RootKeys;
 
 /// What is done about files of keys that are missing.

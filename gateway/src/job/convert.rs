@@ -1,12 +1,16 @@
 //! Makes another format of an object: a new layout over the same blobs.
 //!
 //! Headers and tables are made anew; guest data is referred to where it lies; compressed clusters are decoded into new
-//! bytes. The planner reads tables through the object, on a thread that may block.
+//! bytes, and so is all of a target that is compressed itself. The planner reads tables through the object, on a thread that
+//! may block; half of the cores decode and encode.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-use lithos_convert::{Plan, Segment, Target};
+use lithos_convert::{Decoder, Encoding, Job, Plan, Segment, Target};
 use lithos_storage::{
     BucketName, Content, ContentBuilder, ContentHeaders, ErrorKind, LayoutId, NewObject, ObjectKey, ObjectReader,
     ObjectRecord, OpenObject, Tags, WriteCondition,
@@ -15,7 +19,10 @@ use md5::{Digest, Md5};
 use tokio::runtime::Handle;
 
 use super::{JobContext, JobError};
-use crate::image::{annotate, read_at::ObjectImage, wishes};
+use crate::{
+    image::{annotate, read_at::ObjectImage, wishes},
+    workers::{half_of_the_cores, in_order},
+};
 
 /// Makes `target` of the version `version` of an object, and puts it beside it.
 pub(super) async fn run(
@@ -40,7 +47,7 @@ pub(super) async fn run(
     annotate::note(&context.app, bucket, key, version, &known).await;
     let derived_key = derived_key(key, target)?;
     context.stage("planning", None);
-    let (content, etag) = convert(context, &source, target).await?;
+    let (content, etag) = convert(context, &source, version, target).await?;
     context.stage("committing", None);
     let size = content.size();
     let new = NewObject {
@@ -91,7 +98,7 @@ fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
 
 fn derived_annotations(known: &BTreeMap<String, String>, key: &ObjectKey, target: Target) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([
-        (annotate::FORMAT.to_owned(), target.format().to_string()),
+        (annotate::FORMAT.to_owned(), target.file_format().to_string()),
         (annotate::DERIVED_FROM.to_owned(), annotate::header_text(key.as_str())),
     ]);
     annotations.extend(
@@ -130,26 +137,37 @@ fn derived(content: Content, etag: String, source: &ObjectRecord, key: &ObjectKe
     }
 }
 
-/// Plans the target and builds its content, on a thread that may block.
+/// Plans or encodes the target and builds its content, on a thread that may block.
 async fn convert(
     context: &Arc<JobContext>,
     source: &OpenObject,
+    version: LayoutId,
     target: Target,
 ) -> Result<(Content, String), JobError> {
-    let builder = context.app.store.content_builder(Some(source)).await?;
+    // What is encoded refers to nothing of the source.
+    let refers_to = (!target.is_encoded()).then_some(source);
+    let builder = context.app.store.content_builder(refers_to).await?;
     let image = ObjectImage::new(source.reader());
+    let per_worker = || (source.reader(), ObjectImage::new(source.reader()));
     let work = Work {
         context: Arc::clone(context),
         runtime: Handle::current(),
         reader: source.reader(),
+        workers: Mutex::new((0..half_of_the_cores().get()).map(|_| per_worker()).collect()),
         builder,
         etag: Md5::new(),
     };
     let source_etag = source.record.etag.clone();
     let converted = tokio::task::spawn_blocking(move || {
-        let image = lithos_convert::open(Arc::new(image)).map_err(image_error)?;
-        let plan = lithos_convert::plan(image.into(), &target).map_err(image_error)?;
-        work.run(&plan, &source_etag, target)
+        let image = lithos_convert::open(Arc::new(image)).map_err(image_error)?.into();
+        // Each version of each object has derivatives with identifiers of their own, and the same ones each time.
+        let seed = version.to_string().into_bytes();
+        if target.is_encoded() {
+            let encoding = lithos_convert::encode(image, &target, &seed).map_err(image_error)?;
+            return work.encode(&encoding, &source_etag, target);
+        }
+        let plan = lithos_convert::plan_with_seed(image, &target, &seed).map_err(image_error)?;
+        work.lay_out(&plan, &source_etag, target)
     });
     converted
         .await
@@ -168,37 +186,57 @@ fn image_error(error: lithos_convert::Error) -> JobError {
     }
 }
 
-/// A plan being turned into content.
+/// A target being turned into content.
 struct Work {
     context: Arc<JobContext>,
     runtime: Handle,
     reader: ObjectReader,
+    /// What each worker reads the source with: bytes, and as an image.
+    workers: Mutex<Vec<(ObjectReader, ObjectImage)>>,
     builder: ContentBuilder,
     etag: Md5,
 }
 
+/// A segment, and what it decodes to if it is to be decoded.
+type Made = (Segment, Option<Bytes>);
+
 impl Work {
-    fn run(mut self, plan: &Plan, source_etag: &str, target: Target) -> Result<(Content, String), JobError> {
+    fn lay_out(mut self, plan: &Plan, source_etag: &str, target: Target) -> Result<(Content, String), JobError> {
         self.context.stage("laying out", Some(plan.size()));
         self.etag.update(format!("{source_etag} {target} {}\n", plan.size()));
-        let mut done = 0;
-        for segment in plan.segments() {
-            if self.context.stop.is_cancelled() {
-                return Err(JobError::Retry("stopped".to_owned()));
+        let context = Arc::clone(&self.context);
+        let segments = plan.segments().map(|segment| {
+            go_on(&context)?;
+            segment.map_err(image_error)
+        });
+        let (runtime, readers) = (self.runtime.clone(), std::mem::take(&mut self.workers));
+        let worker = || {
+            let (mut reader, _) = take_one(&readers);
+            let (runtime, mut decoder) = (&runtime, Decoder::default());
+            move |segment: Segment| {
+                let decoded = decode(&segment, runtime, &mut reader, &mut decoder)?;
+                Ok((segment, decoded))
             }
-            let segment = segment.map_err(image_error)?;
+        };
+        let mut done = 0;
+        in_order(half_of_the_cores(), segments, worker, |(segment, decoded): Made| {
             done += segment.len();
-            self.push(segment)?;
+            self.push(segment, decoded)?;
             self.context.done(done);
-        }
-        // Differs: S3 gives a single upload the MD5 of its bytes. That would mean to read them all, when all there is to
-        // do is tables; like the ETag of a completed upload, ours has a hyphen and is not taken for one.
-        let etag = format!("{}-1", hex::encode(self.etag.finalize()));
+            Ok(())
+        })?;
+        let etag = self.etag();
         let content = self.runtime.block_on(self.builder.finish())?;
         Ok((content, etag))
     }
 
-    fn push(&mut self, segment: Segment) -> Result<(), JobError> {
+    // Differs: S3 gives a single upload the MD5 of its bytes. That would mean to read them all, when all there is to
+    // do is tables; like the ETag of a completed upload, ours has a hyphen and is not taken for one.
+    fn etag(&mut self) -> String {
+        format!("{}-1", hex::encode(self.etag.finalize_reset()))
+    }
+
+    fn push(&mut self, segment: Segment, decoded: Option<Bytes>) -> Result<(), JobError> {
         match segment {
             Segment::Bytes(bytes) => {
                 self.etag.update(&bytes);
@@ -210,36 +248,102 @@ impl Work {
                 self.runtime
                     .block_on(self.builder.push_range(&mut self.reader, source_offset, len))?;
             }
-            Segment::Decode { .. } => self.decode(&segment)?,
+            Segment::Decode { source_offset, .. } => {
+                self.etag.update(source_offset.to_le_bytes());
+                let bytes = decoded.ok_or_else(|| JobError::Failed("a cluster was not decoded".to_owned()))?;
+                self.runtime.block_on(self.builder.push_bytes(bytes))?;
+            }
         }
         Ok(())
     }
 
-    fn decode(&mut self, segment: &Segment) -> Result<(), JobError> {
-        let Segment::Decode {
-            source_offset,
-            compressed_len,
-            codec,
-            len,
-            skip,
-            take,
-        } = *segment
-        else {
-            return Ok(());
+    /// Writes the body to new blobs while it is encoded, then puts the head before it.
+    fn encode(mut self, encoding: &Encoding, source_etag: &str, target: Target) -> Result<(Content, String), JobError> {
+        self.context.stage("encoding", Some(encoding.virtual_size()));
+        self.etag.update(format!("{source_etag} {target}\n"));
+        let context = Arc::clone(&self.context);
+        let jobs = encoding.jobs().map(|job| {
+            go_on(&context)?;
+            job.map_err(image_error)
+        });
+        let readers = std::mem::take(&mut self.workers);
+        let worker = || {
+            let (_, image) = take_one(&readers);
+            let mut encoder = encoding.encoder();
+            move |job: Job| encoder.encode(&job, &image).map_err(image_error)
         };
-        let compressed = self
-            .runtime
-            .block_on(self.reader.read(source_offset..source_offset + compressed_len))?;
-        self.etag.update(source_offset.to_le_bytes());
-        let too_large = |_| JobError::Failed("a compressed cluster does not fit in memory".to_owned());
-        let mut decoded = vec![0; usize::try_from(len).map_err(too_large)?];
-        lithos_convert::decode(codec, &compressed, &mut decoded).map_err(image_error)?;
-        let skip = usize::try_from(skip).map_err(too_large)?;
-        let take = usize::try_from(take).map_err(too_large)?;
-        let wanted = Bytes::from(decoded).slice(skip..skip + take);
-        self.runtime.block_on(self.builder.push_bytes(wanted))?;
+        let (mut assembler, mut body) = (encoding.assembler(), Vec::new());
+        in_order(half_of_the_cores(), jobs, worker, |encoded| {
+            assembler.push(&encoded, &mut body).map_err(image_error)?;
+            self.push_body(&mut body)?;
+            self.context.done(encoded.end());
+            Ok(())
+        })?;
+        let head = assembler.finish(&mut body).map_err(image_error)?;
+        self.push_body(&mut body)?;
+        self.etag.update(&head);
+        let etag = self.etag();
+        let (runtime, store) = (self.runtime, &self.context.app.store);
+        let content = runtime.block_on(async {
+            let content = self.builder.finish().await?;
+            if head.is_empty() {
+                return Ok(content);
+            }
+            let mut whole = store.content_builder_for(content.layout_id(), None).await?;
+            whole.push_bytes(head.into()).await?;
+            whole.push_content(content).await?;
+            whole.finish().await
+        });
+        Ok((content.map_err(|e: lithos_storage::Error| JobError::from(e))?, etag))
+    }
+
+    fn push_body(&mut self, body: &mut Vec<u8>) -> Result<(), JobError> {
+        if !body.is_empty() {
+            self.etag.update(&*body);
+            self.runtime
+                .block_on(self.builder.push_bytes(std::mem::take(body).into()))?;
+        }
         Ok(())
     }
+}
+
+fn go_on(context: &JobContext) -> Result<(), JobError> {
+    if context.stop.is_cancelled() {
+        return Err(JobError::Retry("stopped".to_owned()));
+    }
+    Ok(())
+}
+
+fn take_one<T>(shared: &Mutex<Vec<T>>) -> T {
+    let one = shared.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    one.expect("there is one for each worker")
+}
+
+/// What a segment decodes to, if it is to be decoded.
+fn decode(
+    segment: &Segment,
+    runtime: &Handle,
+    reader: &mut ObjectReader,
+    decoder: &mut Decoder,
+) -> Result<Option<Bytes>, JobError> {
+    let Segment::Decode {
+        source_offset,
+        compressed_len,
+        codec,
+        len,
+        skip,
+        take,
+    } = *segment
+    else {
+        return Ok(None);
+    };
+    let compressed = runtime.block_on(reader.read(source_offset..source_offset + compressed_len))?;
+    let too_large = |_| JobError::Failed("a compressed cluster does not fit in memory".to_owned());
+    let mut decoded = vec![0; usize::try_from(len).map_err(too_large)?];
+    decoder.decode(codec, &compressed, &mut decoded).map_err(image_error)?;
+    let skip = usize::try_from(skip).map_err(too_large)?;
+    let take = usize::try_from(take).map_err(too_large)?;
+    Ok(Some(Bytes::from(decoded).slice(skip..skip + take)))
 }
 
 #[cfg(test)]
@@ -255,5 +359,13 @@ mod tests {
         assert_eq!(derived(".img").unwrap(), ".img.qcow2");
         assert_eq!(derived("a/.img").unwrap(), "a/.img.qcow2");
         assert!(matches!(derived("disk.qcow2"), Err(JobError::Failed(_))));
+        let derived = |target: Target| {
+            derived_key(&"a/debian.img".parse().unwrap(), target)
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(derived(Target::QCOW2_ZLIB_4K), "a/debian.zlib-4k.qcow2");
+        assert_eq!(derived(Target::VMDK_STREAM), "a/debian.stream.vmdk");
+        assert_eq!(derived(Target::RAW_GZ), "a/debian.raw.gz");
     }
 }

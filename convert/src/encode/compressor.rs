@@ -1,0 +1,202 @@
+//! Compression of single clusters, grains, members and frames.
+//!
+//! Levels are the fastest ones with which a file is no more than 1 % larger than what `qemu-img convert -c` makes of it; a
+//! cluster is too small for the higher ones to find much more.
+
+use flate2::{Compress, FlushCompress, Status};
+use libdeflater::CompressionLvl;
+use zstd::zstd_safe::CParameter;
+
+/// What a unit is turned into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    /// Raw deflate (RFC 1951).
+    Deflate,
+    /// Raw deflate without matches that reach back further than 4 KiB.
+    Deflate4k,
+    /// A zlib stream (RFC 1950).
+    Zlib,
+    /// A gzip member (RFC 1952).
+    Gzip,
+    /// A Zstandard frame (RFC 8878).
+    Zstd,
+    /// A Zstandard frame with a checksum, as the tool `zstd` makes.
+    ZstdChecked,
+}
+
+/// For qcow2, where QEMU compresses with zlib's level 6 and a window of 4 KiB.
+const LEVEL_DEFLATE: i32 = 1;
+/// For VMDK, where QEMU compresses with zlib's level 6 and a window of 32 KiB.
+const LEVEL_ZLIB: i32 = 5;
+/// For gzip, where the tool has level 6.
+const LEVEL_GZIP: i32 = 5;
+/// zlib's own default.
+const LEVEL_SMALL_WINDOW: u32 = 6;
+/// A window of 4 KiB.
+const SMALL_WINDOW_BITS: u8 = 12;
+/// The level of QEMU and of the tool.
+const LEVEL_ZSTD: i32 = 3;
+
+/// Compresses units one after another, with the memory for it kept.
+pub(super) enum Compressor {
+    Deflate(libdeflater::Compressor),
+    Zlib(libdeflater::Compressor),
+    Gzip(libdeflater::Compressor),
+    SmallWindow(Box<Compress>),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Compressor {
+    pub(super) fn new(compression: Compression) -> Self {
+        let deflate = |level| libdeflater::Compressor::new(CompressionLvl::new(level).expect("a level that there is"));
+        let zstd = |checked| {
+            let mut compressor = zstd::bulk::Compressor::new(LEVEL_ZSTD).expect("a level that there is");
+            compressor
+                .set_parameter(CParameter::ChecksumFlag(checked))
+                .expect("a parameter that every encoder has");
+            compressor
+        };
+        match compression {
+            Compression::Deflate => Self::Deflate(deflate(LEVEL_DEFLATE)),
+            Compression::Zlib => Self::Zlib(deflate(LEVEL_ZLIB)),
+            Compression::Gzip => Self::Gzip(deflate(LEVEL_GZIP)),
+            Compression::Deflate4k => {
+                let level = flate2::Compression::new(LEVEL_SMALL_WINDOW);
+                Self::SmallWindow(Box::new(Compress::new_with_window_bits(
+                    level,
+                    false,
+                    SMALL_WINDOW_BITS,
+                )))
+            }
+            Compression::Zstd => Self::Zstd(zstd(false)),
+            Compression::ZstdChecked => Self::Zstd(zstd(true)),
+        }
+    }
+
+    /// The most that `len` bytes can become.
+    pub(super) fn bound(&mut self, len: usize) -> usize {
+        match self {
+            Self::Deflate(compressor) => compressor.deflate_compress_bound(len),
+            Self::Zlib(compressor) => compressor.zlib_compress_bound(len),
+            Self::Gzip(compressor) => compressor.gzip_compress_bound(len),
+            // zlib's own bound for other than its default windows: an eighth, a 64th and a few bytes more.
+            Self::SmallWindow(_) => len.saturating_add(len / 8).saturating_add(len / 64).saturating_add(64),
+            Self::Zstd(_) => zstd::zstd_safe::compress_bound(len),
+        }
+    }
+
+    /// Compresses `bytes` and says into how many, if `out` is large enough.
+    pub(super) fn compress(&mut self, bytes: &[u8], out: &mut [u8]) -> Option<usize> {
+        match self {
+            Self::Deflate(compressor) => compressor.deflate_compress(bytes, out).ok(),
+            Self::Zlib(compressor) => compressor.zlib_compress(bytes, out).ok(),
+            Self::Gzip(compressor) => compressor.gzip_compress(bytes, out).ok(),
+            Self::SmallWindow(compressor) => {
+                compressor.reset();
+                match compressor.compress(bytes, out, FlushCompress::Finish) {
+                    Ok(Status::StreamEnd) => usize::try_from(compressor.total_out()).ok(),
+                    _ => None,
+                }
+            }
+            Self::Zstd(compressor) => compressor.compress_to_buffer(bytes, out).ok(),
+        }
+    }
+
+    /// Compresses `bytes`, whatever they become.
+    pub(super) fn compress_to_vec(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; self.bound(bytes.len())];
+        let len = self.compress(bytes, &mut out).expect("the bound holds");
+        out.truncate(len);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Codec, decode};
+
+    const ALL: [Compression; 6] = [
+        Compression::Deflate,
+        Compression::Deflate4k,
+        Compression::Zlib,
+        Compression::Gzip,
+        Compression::Zstd,
+        Compression::ZstdChecked,
+    ];
+
+    /// Noise whose second half repeats the first, from `distance` before.
+    fn far_match(len: usize, distance: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state.to_be_bytes()[0]
+        })
+        .take(len)
+        .collect();
+        for index in distance..len {
+            bytes[index] = bytes[index - distance];
+        }
+        bytes
+    }
+
+    #[test]
+    fn all_give_the_bytes_back_and_keep_their_bound() {
+        for bytes in [
+            vec![],
+            vec![7],
+            vec![7; 65536],
+            far_match(65536, 65536),
+            far_match(2 << 20, 30_000),
+        ] {
+            for compression in ALL {
+                let compressed = Compressor::new(compression).compress_to_vec(&bytes);
+                let mut out = vec![0; bytes.len()];
+                match compression {
+                    Compression::Deflate | Compression::Deflate4k => {
+                        decode(Codec::Deflate, &compressed, &mut out).unwrap();
+                    }
+                    Compression::Zlib => decode(Codec::Zlib, &compressed, &mut out).unwrap(),
+                    Compression::Zstd | Compression::ZstdChecked => decode(Codec::Zstd, &compressed, &mut out).unwrap(),
+                    Compression::Gzip => {
+                        let mut decoder = flate2::read::GzDecoder::new(&compressed[..]);
+                        std::io::Read::read_exact(&mut decoder, &mut out).unwrap();
+                    }
+                }
+                assert!(out == bytes, "{compression:?} of {} bytes", bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn noise_does_not_fit_into_less() {
+        let noise = far_match(65536, 65536);
+        for compression in ALL {
+            let mut out = vec![0; 65535];
+            assert_eq!(
+                Compressor::new(compression).compress(&noise, &mut out),
+                None,
+                "{compression:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn small_windows_know_no_matches_from_further_back() {
+        let len = |compression, distance| {
+            Compressor::new(compression)
+                .compress_to_vec(&far_match(65536, distance))
+                .len()
+        };
+        for (compression, distance, found) in [
+            (Compression::Deflate4k, 3000, true),
+            (Compression::Deflate4k, 4200, false),
+            (Compression::Deflate4k, 20_000, false),
+            (Compression::Deflate, 3000, true),
+            (Compression::Deflate, 20_000, true),
+        ] {
+            let len = len(compression, distance);
+            assert_eq!(len < 40_000, found, "{compression:?} over {distance}: {len}");
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! `lithos convert`: one image file into another format, on this machine and without a server.
+//!
+//! The output is written beside its place under a temporary name, synced, and only then given its name: what has the name is
+//! whole. A process that is killed leaves the temporary file, whose name starts with a dot and ends in `.partial`.
+
+#![expect(clippy::print_stdout, reason = "the summary is what the command is asked for")]
+
+mod encode;
+mod output;
+mod plan;
+mod source;
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use lithos_convert::{ErrorKind, Format, Image, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed, probe};
+use serde::Serialize;
+
+use self::output::Partial;
+pub(crate) use self::source::FileSource;
+use crate::auth::fill_random;
+
+/// The exit code of a command that was given wrongly, as clap has it.
+const USAGE: u8 = 2;
+/// The exit code where INPUT was read and refused.
+const REFUSED: u8 = 3;
+
+const EXAMPLES: &str = "\
+Examples:
+  lithos convert debian.img debian.qcow2 --to qcow2            plain, by copying what is not zeros
+  lithos convert debian.img debian.qcow2 --to qcow2:zstd       compressed, on all cores
+  lithos convert debian.qcow2 debian.vmdk --to vmdk:stream     for an OVA, or an upload to vSphere
+  lithos convert debian.qcow2 - --to raw:gz | ssh host 'gunzip > /dev/vdb'
+  curl -sf $URL | lithos convert - debian.qcow2 --to qcow2:zlib
+  lithos convert debian.vhdx debian.img --to raw --json | jq .virtual_size
+
+Exit codes:
+  0  OUTPUT is whole and synced
+  1  a file could not be read or written, or exists
+  2  the command is wrong
+  3  INPUT is refused: broken, not supported, or it needs another file";
+
+/// Convert a disk image into another format
+///
+/// The format of INPUT is found out by its content. Parts that are all zeros take no space in OUTPUT. Internal snapshots are
+/// left behind; an image that needs a backing file is refused. OUTPUT has its name only when it is whole.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES, after_help = "Examples and exit codes: --help")]
+pub(crate) struct Args {
+    /// The image to read: a file, a block device, or - for standard input. What comes through a pipe has to be a raw disk,
+    /// which can become raw, raw:gz, raw:zst and compressed qcow2; a redirected file can be anything.
+    input: PathBuf,
+
+    /// The file to write, or - for standard output: for raw, raw:gz, raw:zst and vmdk:stream
+    output: PathBuf,
+
+    /// The format to make: raw, raw:gz, raw:zst, qcow2, qcow2:v2, qcow2:zlib, qcow2:zlib-4k, qcow2:zstd, vmdk, vmdk:stream, vhd,
+    /// vhd:fixed, vhdx, vhdx:fixed, vdi or vdi:fixed
+    #[arg(long, value_name = "FORMAT")]
+    to: Target,
+
+    /// Replace OUTPUT if it exists
+    #[arg(long)]
+    force: bool,
+
+    /// Print what was done as JSON, for programs
+    #[arg(long)]
+    json: bool,
+
+    /// Make the identifiers in OUTPUT (UUIDs of vdi, vhd and vhdx, the content id of vmdk) from TEXT and the layout of INPUT, so that
+    /// they are the same each time; else they are random
+    #[arg(long, value_name = "TEXT")]
+    seed: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    let is_pipe = args.output == Path::new("-");
+    if let Err(wrong) = check_usage(args, is_pipe) {
+        return Ok(say(&wrong, USAGE));
+    }
+    let done = match convert(args, is_pipe) {
+        Ok(done) => done,
+        Err(error) if is_refusal(&error) => return Ok(say(&error, REFUSED)),
+        Err(error) if error.is::<NeedsFile>() => return Ok(say(&error, USAGE)),
+        Err(error) => return Err(error),
+    };
+    let summary = Summary {
+        input: args.input.display().to_string(),
+        output: args.output.display().to_string(),
+        to: args.to.to_string(),
+        seconds: start.elapsed().as_secs_f64(),
+        done,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else if is_pipe {
+        eprintln!("{}", summary.line());
+    } else {
+        println!("{}", summary.line());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("lithos: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Whether it was the image that was at fault, and not what it is kept on.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<lithos_convert::Error>());
+    causes.any(|cause| cause.kind() != ErrorKind::Io)
+}
+
+/// Refuses before any work what cannot be meant.
+fn check_usage(args: &Args, is_pipe: bool) -> anyhow::Result<()> {
+    if !is_pipe {
+        return Ok(());
+    }
+    if !matches!(
+        args.to,
+        Target::RAW | Target::RAW_GZ | Target::RAW_ZST | Target::VMDK_STREAM
+    ) {
+        bail!(
+            "{} begins with what is known at its end: it needs a file, not standard output",
+            args.to
+        );
+    }
+    if args.json {
+        bail!("--json and the image cannot both go to standard output");
+    }
+    if io::stdout().is_terminal() {
+        bail!("an image is nothing for a terminal: redirect the output");
+    }
+    Ok(())
+}
+
+/// What came of a conversion.
+#[derive(Debug, Serialize)]
+struct Done {
+    from: Format,
+    /// Bytes, like what follows.
+    virtual_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoded: Option<u64>,
+    file_size: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    input: String,
+    output: String,
+    to: String,
+    #[serde(flatten)]
+    done: Done,
+    seconds: f64,
+}
+
+impl Summary {
+    fn line(&self) -> String {
+        let Done {
+            from,
+            virtual_size,
+            copied,
+            decoded,
+            file_size,
+        } = &self.done;
+        let part =
+            |what, bytes: &Option<u64>| bytes.map_or(String::new(), |bytes| format!(", {what} {}", BinaryBytes(bytes)));
+        format!(
+            "{} ({from}) -> {} ({}): disk {}{}{}, file {}, {:.1} s",
+            self.input,
+            self.output,
+            self.to,
+            BinaryBytes(*virtual_size),
+            part("copied", copied),
+            part("decoded", decoded),
+            BinaryBytes(*file_size),
+            self.seconds,
+        )
+    }
+}
+
+/// Where the image goes.
+enum Output {
+    File(Partial),
+    Pipe(io::Stdout),
+}
+
+impl Output {
+    fn create(path: &Path, is_pipe: bool) -> anyhow::Result<Self> {
+        Ok(if is_pipe {
+            Self::Pipe(io::stdout())
+        } else {
+            Self::File(Partial::create(path)?)
+        })
+    }
+
+    fn finish(self, force: bool) -> anyhow::Result<()> {
+        match self {
+            Self::File(partial) => partial.publish(force),
+            Self::Pipe(mut pipe) => pipe.flush().context("cannot write the output"),
+        }
+    }
+}
+
+fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
+    if !is_pipe {
+        refuse_output(&args.output, args.force)?;
+    }
+    let source = if args.input == Path::new("-") {
+        match standard_input()? {
+            Some(source) => source,
+            None => return from_pipe(args, is_pipe),
+        }
+    } else {
+        FileSource::open(&args.input)?
+    };
+    let source = Arc::new(source);
+    from_file(args, is_pipe, &source).with_context(|| format!("cannot convert {}", args.input.display()))
+}
+
+/// Refuses before any work what would be refused at the end.
+fn refuse_output(output: &Path, force: bool) -> anyhow::Result<()> {
+    match fs::metadata(output) {
+        Ok(there) if !there.is_file() => bail!("{} is not a regular file", output.display()),
+        Ok(_) if !force => bail!("{} exists; replace it with --force", output.display()),
+        _ => Ok(()),
+    }
+}
+
+/// What standard input was redirected from, unless it is a pipe.
+fn standard_input() -> anyhow::Result<Option<FileSource>> {
+    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Ok(None);
+    }
+    Ok(Some(FileSource::of(file).context("cannot read the standard input")?))
+}
+
+fn seed(args: &Args) -> anyhow::Result<Vec<u8>> {
+    if let Some(text) = &args.seed {
+        return Ok(text.clone().into_bytes());
+    }
+    let mut bytes = vec![0; 16];
+    fill_random(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>) -> anyhow::Result<Done> {
+    let image: Arc<dyn Image> = open(Arc::clone(source) as Arc<dyn ReadAt>)?.into();
+    let from = image.format();
+    let seed = seed(args)?;
+    let (virtual_size, totals, file_size) = if args.to.is_encoded() {
+        let encoding = lithos_convert::encode(image, &args.to, &seed)?;
+        let mut out = Output::create(&args.output, is_pipe)?;
+        let progress = progress_bar(encoding.virtual_size());
+        let file_size = encode::from_file(&encoding, &**source, &mut out, &progress)?;
+        out.finish(args.force)?;
+        progress.finish_and_clear();
+        (encoding.virtual_size(), encoding.totals(), file_size)
+    } else {
+        let plan = plan_with_seed(image, &args.to, &seed)?;
+        let mut out = Output::create(&args.output, is_pipe)?;
+        let progress = progress_bar(plan.size());
+        match &mut out {
+            Output::File(partial) => {
+                let shared = from == Format::Raw && args.to == Target::RAW && share(source.file(), &partial.file);
+                if !shared {
+                    plan::to_file(&plan, source, &partial.file, &progress)?;
+                }
+            }
+            Output::Pipe(pipe) => plan::to_pipe(&plan, source, pipe, &progress)?,
+        }
+        out.finish(args.force)?;
+        progress.finish_and_clear();
+        (plan.virtual_size(), plan.totals(), plan.size())
+    };
+    let Totals { copied, decoded, .. } = totals;
+    Ok(Done {
+        from,
+        virtual_size,
+        copied: Some(copied),
+        decoded: Some(decoded),
+        file_size,
+    })
+}
+
+/// Makes a file share all blocks of another, which copies nothing; not every file system can.
+fn share(from: &File, to: &File) -> bool {
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
+}
+
+/// Something that cannot be made out of a pipe, or into one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NeedsFile(String);
+
+/// A raw disk in one pass.
+fn from_pipe(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
+    let mut stdin = io::stdin().lock();
+    let start = encode::read_part(Vec::new(), &mut stdin).context("cannot read the standard input")?;
+    let from = probe(&start)?.format;
+    if from != Format::Raw {
+        let reason = format!("a {from} image is not read from start to end: it needs a file, not a pipe");
+        return Err(NeedsFile(reason).into());
+    }
+    let is_raw = args.to == Target::RAW;
+    if !is_raw && (!args.to.is_encoded() || args.to == Target::VMDK_STREAM) {
+        let reason = format!(
+            "{} begins with what a pipe does not tell: INPUT needs to be a file",
+            args.to
+        );
+        return Err(NeedsFile(reason).into());
+    }
+    let progress = ProgressBar::no_length().with_style(
+        ProgressStyle::with_template("{spinner} {binary_bytes}, {binary_bytes_per_sec}")
+            .expect("the template is a constant"),
+    );
+    let mut out = Output::create(&args.output, is_pipe)?;
+    let (virtual_size, file_size) = match (&mut out, is_raw) {
+        (Output::File(partial), true) => {
+            let size = encode::raw_to_file(start, &mut stdin, &partial.file, &progress)?;
+            (size, size)
+        }
+        (Output::Pipe(pipe), true) => {
+            pipe.write_all(&start).context("cannot write the output")?;
+            let size = start.len() as u64 + io::copy(&mut stdin, pipe).context("cannot pass the disk on")?;
+            (size, size)
+        }
+        (out, false) => {
+            let encoding = encode_pipe(&args.to)?;
+            let mut counted = Counted {
+                pipe: &mut stdin,
+                len: start.len() as u64,
+            };
+            let file_size = encode::from_pipe(&encoding, start, &mut counted, out, &progress)?;
+            (counted.len, file_size)
+        }
+    };
+    out.finish(args.force)?;
+    progress.finish_and_clear();
+    Ok(Done {
+        from,
+        virtual_size,
+        copied: None,
+        decoded: None,
+        file_size,
+    })
+}
+
+/// A pipe, and how much came out of it.
+struct Counted<'a> {
+    pipe: &'a mut dyn Read,
+    len: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.pipe.read(buf)?;
+        self.len += read as u64;
+        Ok(read)
+    }
+}
+
+fn progress_bar(len: u64) -> ProgressBar {
+    // Draws on standard error, and not at all if that is not a terminal.
+    let style = ProgressStyle::with_template(
+        "{bar:40} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+    );
+    ProgressBar::new(len).with_style(style.expect("the template is a constant"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    fn args(folder: &Path, input: &str, output: &str, to: Target, force: bool) -> Args {
+        Args {
+            input: folder.join(input),
+            output: folder.join(output),
+            to,
+            force,
+            json: false,
+            seed: None,
+        }
+    }
+
+    /// What [`run`] says where it does not print it.
+    fn run(args: &Args) -> anyhow::Result<Done> {
+        convert(args, false)
+    }
+
+    /// A disk of 64 MiB with 300 KiB of data.
+    pub(super) fn make_disk(path: &Path) {
+        let file = File::create(path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&vec![0x5a; 100 << 10], 0).unwrap();
+        file.write_all_at(&vec![0xa5; 200 << 10], 40 << 20).unwrap();
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn there_and_back_is_the_same_and_sparse() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        make_disk(&folder.join("disk.img"));
+        run(&args(folder, "disk.img", "disk.qcow2", Target::QCOW2, false)).unwrap();
+        run(&args(folder, "disk.qcow2", "back.img", Target::RAW, false)).unwrap();
+        assert!(fs::read(folder.join("disk.img")).unwrap() == fs::read(folder.join("back.img")).unwrap());
+        for name in ["disk.qcow2", "back.img"] {
+            let allocated = fs::metadata(folder.join(name)).unwrap().blocks() * 512;
+            assert!(allocated < 1 << 20, "{name} takes {allocated}");
+        }
+        assert_eq!(names(folder), ["back.img", "disk.img", "disk.qcow2"]);
+    }
+
+    #[test]
+    fn existing_output_is_replaced_only_by_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        make_disk(&folder.join("disk.img"));
+        fs::write(folder.join("out"), "precious").unwrap();
+        let error = run(&args(folder, "disk.img", "out", Target::QCOW2, false)).unwrap_err();
+        assert!(
+            error.to_string().ends_with("out exists; replace it with --force"),
+            "{error}"
+        );
+        assert_eq!(fs::read(folder.join("out")).unwrap(), b"precious");
+        run(&args(folder, "disk.img", "out", Target::QCOW2, true)).unwrap();
+        assert!(fs::read(folder.join("out")).unwrap().starts_with(b"QFI\xfb"));
+        // Even in place: the input is open until the end.
+        run(&args(folder, "out", "out", Target::RAW, true)).unwrap();
+        assert!(fs::read(folder.join("out")).unwrap() == fs::read(folder.join("disk.img")).unwrap());
+    }
+
+    #[test]
+    fn failure_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        make_disk(&folder.join("disk.img"));
+        run(&args(folder, "disk.img", "disk.qcow2", Target::QCOW2, false)).unwrap();
+        // The first data cluster becomes a compressed one that is not: found only when it is decoded.
+        let image = OpenOptions::new().write(true).open(folder.join("disk.qcow2")).unwrap();
+        image.write_all_at(&[0x40, 0, 0, 0, 0, 0x05, 0, 0], 0x40000).unwrap();
+        let error = run(&args(folder, "disk.qcow2", "out", Target::RAW, false)).unwrap_err();
+        assert!(format!("{error:#}").contains("zlib cluster"), "{error:#}");
+        assert!(is_refusal(&error));
+        // So it is when encoding has begun already.
+        let error = run(&args(folder, "disk.qcow2", "out", Target::QCOW2_ZSTD, false)).unwrap_err();
+        assert!(format!("{error:#}").contains("zlib cluster"), "{error:#}");
+        assert_eq!(names(folder), ["disk.img", "disk.qcow2"]);
+
+        fs::write(folder.join("cut"), b"QFI\xfb\0\0\0\x03").unwrap();
+        let error = run(&args(folder, "cut", "out", Target::RAW, false)).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("the file ends inside of the header"),
+            "{error:#}"
+        );
+        for (input, output) in [
+            ("absent", "out"),
+            ("", "out"),
+            ("disk.img", "no/folder/out"),
+            ("disk.img", ""),
+        ] {
+            run(&args(folder, input, output, Target::RAW, false)).unwrap_err();
+        }
+        assert_eq!(names(folder), ["cut", "disk.img", "disk.qcow2"]);
+    }
+
+    #[test]
+    fn every_target_there_and_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        make_disk(&folder.join("disk.img"));
+        let disk = fs::read(folder.join("disk.img")).unwrap();
+        for target in Target::ALL {
+            let done = run(&args(folder, "disk.img", "out", target, true)).unwrap();
+            assert_eq!(
+                done.file_size,
+                fs::metadata(folder.join("out")).unwrap().len(),
+                "{target}"
+            );
+            if target.file_format() == target.format() {
+                run(&args(folder, "out", "back.img", Target::RAW, true)).unwrap();
+                assert!(fs::read(folder.join("back.img")).unwrap() == disk, "{target}");
+                let allocated = fs::metadata(folder.join("back.img")).unwrap().blocks() * 512;
+                assert!(allocated < 1 << 20, "{target}: {allocated}");
+            }
+        }
+    }
+
+    #[test]
+    fn identifiers_are_random_or_of_the_seed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        make_disk(&folder.join("disk.img"));
+        let make = |seed: Option<&str>| {
+            let seed = seed.map(str::to_owned);
+            run(&Args {
+                seed,
+                ..args(folder, "disk.img", "out", Target::VDI, true)
+            })
+            .unwrap();
+            fs::read(folder.join("out")).unwrap()
+        };
+        assert!(make(None) != make(None));
+        assert!(make(Some("a")) == make(Some("a")));
+        assert!(make(Some("a")) != make(Some("b")));
+    }
+
+    #[test]
+    fn pipes_are_refused_where_a_file_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let to_pipe = |to, json| {
+            let args = Args {
+                json,
+                ..args(folder.path(), "disk.img", "-", to, false)
+            };
+            check_usage(&args, true).unwrap_err().to_string()
+        };
+        assert!(to_pipe(Target::QCOW2_ZLIB, false).contains("needs a file"));
+        assert!(to_pipe(Target::VHD_FIXED, false).contains("needs a file"));
+        assert!(to_pipe(Target::RAW_GZ, true).contains("--json"));
+    }
+}

@@ -1,0 +1,111 @@
+//! The file that is read.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, bail};
+use lithos_convert::{ReadAt, Run, RunKind};
+use rustix::fs::{SeekFrom as SeekTo, seek};
+use rustix::io::Errno;
+
+/// A file or block device that knows its holes.
+#[derive(Debug)]
+pub(crate) struct FileSource {
+    file: File,
+    size: u64,
+    /// The run that was found last: most questions are about neighbours.
+    last: Mutex<(Range<u64>, RunKind)>,
+}
+
+impl FileSource {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot read {}", path.display());
+        let file = File::open(path).with_context(cannot)?;
+        if file.metadata().with_context(cannot)?.is_dir() {
+            bail!("{} is a folder", path.display());
+        }
+        Self::of(file).with_context(cannot)
+    }
+
+    /// Takes a file or block device that is open.
+    pub(super) fn of(mut file: File) -> io::Result<Self> {
+        // Unlike the metadata, this knows the size of a block device.
+        let size = file.seek(SeekFrom::End(0))?;
+        Ok(Self {
+            file,
+            size,
+            last: Mutex::new((0..0, RunKind::Data)),
+        })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn find_run(&self, offset: u64) -> io::Result<(Range<u64>, RunKind)> {
+        match seek(&self.file, SeekTo::Data(offset)) {
+            Ok(data) if data > offset => Ok((offset..data.min(self.size), RunKind::Zero)),
+            Ok(_) => {
+                let hole = seek(&self.file, SeekTo::Hole(offset))?;
+                Ok((offset..hole.min(self.size), RunKind::Data))
+            }
+            Err(Errno::NXIO) => Ok((offset..self.size, RunKind::Zero)),
+            // Where holes are not known, all is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOTTY) => Ok((offset..self.size, RunKind::Data)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl ReadAt for FileSource {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn run_at(&self, offset: u64) -> io::Result<Run> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if !last.0.contains(&offset) {
+            *last = self.find_run(offset)?;
+        }
+        let (range, kind) = &*last;
+        Ok(Run {
+            kind: *kind,
+            len: range.end - offset,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        super::super::tests::make_disk(&path);
+        let source = FileSource::open(&path).unwrap();
+        let (mut offset, mut runs) = (0, Vec::new());
+        while offset < source.size() {
+            let run = source.run_at(offset).unwrap();
+            offset += run.len;
+            runs.push(run.kind);
+        }
+        assert_eq!(runs, [RunKind::Data, RunKind::Zero, RunKind::Data, RunKind::Zero]);
+        assert_eq!(
+            source.run_at(10).unwrap(),
+            Run {
+                kind: RunKind::Data,
+                len: (100 << 10) - 10
+            }
+        );
+    }
+}
