@@ -21,6 +21,7 @@
 //! | [`plan`](plan()) | the segments of a target file |
 //! | [`encode`](encode()) | compressed target files, by parts that may be made at the same time |
 //! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx`, `vmdk` | one module a format: a reader and a planner |
+//! | [`Profile`] | what clouds take |
 //! | `blocks`, `pages` | what formats of equal blocks have in common, and tables read by pages |
 //! | `safety` | the checks that every format shares |
 //!
@@ -59,9 +60,11 @@ mod identity;
 mod inspect;
 mod io;
 mod map;
+mod padded;
 mod pages;
 mod plan;
 mod probe;
+mod profile;
 mod qcow2;
 mod raw;
 mod safety;
@@ -85,6 +88,7 @@ pub use io::{ReadAt, Run, RunKind};
 pub use map::{Image, Mapping, open};
 pub use plan::{Plan, Segment, Segments, Totals, plan, plan_with_seed};
 pub use probe::{Evidence, Probe, probe};
+pub use profile::Profile;
 pub use safety::MAX_VIRTUAL_SIZE;
 pub use signature::Signature;
 pub use target::Target;

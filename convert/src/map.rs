@@ -16,6 +16,11 @@ pub trait Image: Send + Sync {
     /// The size of the guest's disk in bytes, at most [`MAX_VIRTUAL_SIZE`](crate::MAX_VIRTUAL_SIZE).
     fn virtual_size(&self) -> u64;
 
+    /// How much of the disk the image knows of, in bytes; what is behind that was added, and is zeros.
+    fn content_size(&self) -> u64 {
+        self.virtual_size()
+    }
+
     /// The size of the image file in bytes.
     fn file_size(&self) -> u64;
 
@@ -136,6 +141,10 @@ impl<T: Image + ?Sized> Image for &T {
         (**self).map(guest)
     }
 
+    fn content_size(&self) -> u64 {
+        (**self).content_size()
+    }
+
     fn variant(&self) -> Option<&'static str> {
         (**self).variant()
     }
@@ -162,6 +171,10 @@ impl<T: Image + ?Sized> Image for Arc<T> {
         (**self).map(guest)
     }
 
+    fn content_size(&self) -> u64 {
+        (**self).content_size()
+    }
+
     fn variant(&self) -> Option<&'static str> {
         (**self).variant()
     }
@@ -186,6 +199,10 @@ impl<T: Image + ?Sized> Image for Box<T> {
 
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
         (**self).map(guest)
+    }
+
+    fn content_size(&self) -> u64 {
+        (**self).content_size()
     }
 
     fn variant(&self) -> Option<&'static str> {
@@ -307,7 +324,8 @@ impl<I: Image> Pieces<I> {
 
     fn fetch(&mut self) -> Result<Option<Piece>, Error> {
         let guest = self.guest;
-        let left = self.image.virtual_size().saturating_sub(guest);
+        let (content, size) = (self.image.content_size(), self.image.virtual_size());
+        let left = if guest < content { content } else { size }.saturating_sub(guest);
         if left == 0 {
             return Ok(None);
         }

@@ -5,6 +5,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 
 use crate::map::{Origin, Piece, Pieces};
+use crate::padded::padded;
 use crate::{Codec, Error, Format, Image, Target, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// A stretch of the target file. None is empty.
@@ -187,6 +188,7 @@ pub fn plan_with_seed(image: Arc<dyn Image>, target: &Target, seed: &[u8]) -> Re
         let reason = format!("{target} has to be encoded, and cannot be planned");
         return Err(Error::unsupported(reason).with_format(target.format()));
     }
+    let (image, target) = (padded(image, target.alignment())?, &target.made());
     let (totals, shape) = match (target.format(), target.is_fixed()) {
         (Format::Raw, _) => shaped(raw::plan(&*image)),
         (Format::Qcow2, _) => shaped(qcow2::planner::plan(&*image, qcow2_version(*target))),

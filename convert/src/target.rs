@@ -4,16 +4,21 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::safety::quote;
-use crate::{Error, Format};
+use crate::{Error, Format, Profile};
 
 /// A format that [`plan`](crate::plan()) or [`encode`](crate::encode()) can make.
 ///
-/// Written as in the `convert-to` tag and on the command line: `qcow2`, `vhd`, `vhd:fixed`, `qcow2:zstd`.
+/// Written as in the `convert-to` tag and on the command line: `qcow2`, `vhd`, `vhd:fixed`, `qcow2:zstd`, `profile=azure`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Target {
     format: Format,
     variant: Variant,
+    /// For whom it is made.
+    profile: Option<Profile>,
 }
+
+/// What stands before the name of a profile.
+const PROFILE: &str = "profile=";
 
 /// How a format is made, where there are several ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +33,8 @@ enum Variant {
     Stream,
     Gz,
     Zst,
+    TarGz,
+    Ova,
 }
 
 impl Variant {
@@ -42,6 +49,8 @@ impl Variant {
             Self::Stream => "stream",
             Self::Gz => "gz",
             Self::Zst => "zst",
+            Self::TarGz => "tar.gz",
+            Self::Ova => "ova",
         }
     }
 }
@@ -64,10 +73,14 @@ impl Target {
     pub const RAW_GZ: Self = Self::new(Format::Raw, Variant::Gz);
     /// The bytes of the disk as Zstandard, in frames of 2 MiB each.
     pub const RAW_ZST: Self = Self::new(Format::Raw, Variant::Zst);
+    /// A `tar.gz` that holds the bytes of the disk as `disk.raw`.
+    pub const RAW_TAR_GZ: Self = Self::new(Format::Raw, Variant::TarGz);
     /// VMDK of one sparse file (monolithicSparse), nothing compressed.
     pub const VMDK: Self = Self::new(Format::Vmdk, Variant::Plain);
     /// VMDK of one file of compressed grains (streamOptimized), as in an OVA.
     pub const VMDK_STREAM: Self = Self::new(Format::Vmdk, Variant::Stream);
+    /// OVA: a tar archive with a descriptor of a machine (OVF), a manifest and a streamOptimized VMDK.
+    pub const OVA: Self = Self::new(Format::Vmdk, Variant::Ova);
     /// Dynamic VHD with blocks of 2 MiB.
     pub const VHD: Self = Self::new(Format::Vhd, Variant::Plain);
     /// Fixed VHD: the bytes of the disk and a footer.
@@ -80,8 +93,8 @@ impl Target {
     pub const VDI: Self = Self::new(Format::Vdi, Variant::Plain);
     /// Fixed VDI.
     pub const VDI_FIXED: Self = Self::new(Format::Vdi, Variant::Fixed);
-    /// Every target there is.
-    pub const ALL: [Self; 16] = [
+    /// Every target there is, beside the profiles.
+    pub const ALL: [Self; 18] = [
         Self::QCOW2,
         Self::QCOW2_V2,
         Self::QCOW2_ZLIB,
@@ -90,8 +103,10 @@ impl Target {
         Self::RAW,
         Self::RAW_GZ,
         Self::RAW_ZST,
+        Self::RAW_TAR_GZ,
         Self::VMDK,
         Self::VMDK_STREAM,
+        Self::OVA,
         Self::VHD,
         Self::VHD_FIXED,
         Self::VHDX,
@@ -101,7 +116,32 @@ impl Target {
     ];
 
     const fn new(format: Format, variant: Variant) -> Self {
-        Self { format, variant }
+        Self {
+            format,
+            variant,
+            profile: None,
+        }
+    }
+
+    /// What a cloud or hypervisor takes; written `profile=azure`.
+    pub const fn of_profile(profile: Profile) -> Self {
+        Self {
+            profile: Some(profile),
+            ..profile.target()
+        }
+    }
+
+    /// What is made, whoever it is made for.
+    pub(crate) const fn made(self) -> Self {
+        Self { profile: None, ..self }
+    }
+
+    /// What the size of the disk is rounded up to, in bytes.
+    pub(crate) const fn alignment(self) -> u64 {
+        match self.profile {
+            Some(profile) => profile.alignment(),
+            None => 1,
+        }
     }
 
     /// The format of the disk image that is made, inside of its envelope if it has one.
@@ -112,7 +152,8 @@ impl Target {
     /// The format of the file that is made: of its envelope, if it has one.
     pub const fn file_format(&self) -> Format {
         match self.variant {
-            Variant::Gz => Format::Gzip,
+            Variant::Gz | Variant::TarGz => Format::Gzip,
+            Variant::Ova => Format::Tar,
             Variant::Zst => Format::Zstd,
             _ => self.format,
         }
@@ -128,7 +169,14 @@ impl Target {
     pub const fn is_encoded(&self) -> bool {
         matches!(
             self.variant,
-            Variant::Zlib | Variant::Zlib4k | Variant::Zstd | Variant::Stream | Variant::Gz | Variant::Zst
+            Variant::Zlib
+                | Variant::Zlib4k
+                | Variant::Zstd
+                | Variant::Stream
+                | Variant::Gz
+                | Variant::Zst
+                | Variant::TarGz
+                | Variant::Ova
         )
     }
 
@@ -137,6 +185,9 @@ impl Target {
     /// A variant comes before the format (`fixed.vhd`), so that the variants of a format have names beside each other. What is
     /// in an envelope is called as everybody does: `raw.gz` is what `gunzip` turns into `raw`.
     pub const fn extension(&self) -> &'static str {
+        if let Some(profile) = self.profile {
+            return profile.extension();
+        }
         match (self.format, self.variant) {
             (Format::Vhd, Variant::Fixed) => "fixed.vhd",
             (Format::Vhdx, Variant::Fixed) => "fixed.vhdx",
@@ -148,19 +199,27 @@ impl Target {
             (Format::Vmdk, Variant::Stream) => "stream.vmdk",
             (Format::Raw, Variant::Gz) => "raw.gz",
             (Format::Raw, Variant::Zst) => "raw.zst",
+            (Format::Raw, Variant::TarGz) => "tar.gz",
+            (Format::Vmdk, Variant::Ova) => "ova",
             (format, _) => format.extension(),
         }
     }
 
     fn supported() -> String {
-        Self::ALL.map(|target| target.to_string()).join(", ")
+        let profiles = Profile::ALL.map(Self::of_profile);
+        let all = Self::ALL.into_iter().chain(profiles);
+        all.map(|target| target.to_string()).collect::<Vec<_>>().join(", ")
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(profile) = self.profile {
+            return f.pad(&format!("{PROFILE}{}", profile.name()));
+        }
         match self.variant {
             Variant::Plain => self.format.fmt(f),
+            Variant::Ova => f.pad(Variant::Ova.name()),
             variant => f.pad(&format!("{}:{}", self.format, variant.name())),
         }
     }
@@ -172,6 +231,16 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, Error> {
         if let Some(target) = Self::ALL.into_iter().find(|target| target.to_string() == text) {
             return Ok(target);
+        }
+        if let Some(name) = text.strip_prefix(PROFILE) {
+            let profile = Profile::ALL.into_iter().find(|profile| profile.name() == name);
+            return profile.map(Self::of_profile).ok_or_else(|| {
+                let names = Profile::ALL.map(Profile::name).join(", ");
+                Error::unsupported(format!(
+                    "{} is not a profile; there are {names}",
+                    quote(name.as_bytes())
+                ))
+            });
         }
         let what = match text.split_once(':') {
             Some((format, _)) if Self::ALL.iter().any(|target| target.format.name() == format) => {
@@ -194,15 +263,26 @@ mod tests {
 
     #[test]
     fn every_target_parses_back_and_has_a_name_of_its_own() {
-        for (index, target) in Target::ALL.into_iter().enumerate() {
-            assert_eq!(target.to_string().parse::<Target>().ok(), Some(target));
-            assert!(target.extension().ends_with(target.file_format().extension()));
-            let others = &Target::ALL[..index];
+        let profiles = Profile::ALL.map(Target::of_profile);
+        let all: Vec<_> = Target::ALL.into_iter().chain(profiles).collect();
+        for (index, target) in all.iter().enumerate() {
+            assert_eq!(target.to_string().parse::<Target>().ok(), Some(*target));
+            let others = &all[..index];
             assert!(others.iter().all(|other| other.extension() != target.extension()));
+            let last = |target: &Target| target.extension().rsplit('.').next();
+            assert_eq!(last(target), last(&target.made()), "{target}");
         }
         assert_eq!(Target::VHD_FIXED.to_string(), "vhd:fixed");
-        assert_eq!(Target::QCOW2_ZLIB_4K.to_string(), "qcow2:zlib-4k");
         assert_eq!(format!("{:>10}", Target::VHD_FIXED), " vhd:fixed");
+        assert_eq!(Target::OVA.to_string(), "ova");
+        assert_eq!("profile=gcp".parse::<Target>().unwrap().alignment(), 1 << 30);
+        let error = "profile=moon".parse::<Target>().unwrap_err();
+        assert!(
+            error
+                .reason()
+                .starts_with("\"moon\" is not a profile; there are aws, azure, "),
+            "{error}"
+        );
     }
 
     #[test]

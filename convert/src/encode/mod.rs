@@ -39,6 +39,8 @@ mod compressor;
 mod encoder;
 mod envelope;
 mod job;
+mod ova;
+mod tar_gz;
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,6 +49,7 @@ use self::compressor::Compression;
 pub(crate) use self::encoder::Unit;
 pub use self::encoder::{Encoded, Encoder};
 pub use self::job::{Job, Jobs};
+use crate::padded::padded;
 use crate::plan::Totals;
 use crate::{Error, Format, Image, Target, qcow2, vmdk};
 
@@ -88,11 +91,11 @@ impl Recipe {
             Target::QCOW2_ZLIB => Some(clusters(Compression::Deflate)),
             Target::QCOW2_ZLIB_4K => Some(clusters(Compression::Deflate4k)),
             Target::QCOW2_ZSTD => Some(clusters(Compression::Zstd)),
-            Target::VMDK_STREAM => Some(Self {
+            Target::VMDK_STREAM | Target::OVA => Some(Self {
                 may_stay_plain: false,
                 ..clusters(Compression::Zlib)
             }),
-            Target::RAW_GZ => Some(whole(Compression::Gzip)),
+            Target::RAW_GZ | Target::RAW_TAR_GZ => Some(whole(Compression::Gzip)),
             Target::RAW_ZST => Some(whole(Compression::ZstdChecked)),
             _ => None,
         }
@@ -119,10 +122,11 @@ pub struct Encoding {
 /// Whatever [`Image::map`] finds wrong, [`Corrupt`](crate::ErrorKind::Corrupt) if the image refers to more data than its
 /// file can hold, or [`Unsupported`](crate::ErrorKind::Unsupported) if the target can be [planned](crate::plan()).
 pub fn encode(image: Arc<dyn Image>, target: &Target, seed: &[u8]) -> Result<Encoding, Error> {
-    let recipe = recipe(*target)?;
+    let (image, target) = (padded(image, target.alignment())?, target.made());
+    let recipe = recipe(target)?;
     let totals = Totals::of(&*image, |_| ())?;
     Ok(Encoding {
-        target: *target,
+        target,
         recipe,
         seed: seed.to_vec(),
         totals,
@@ -139,13 +143,14 @@ pub fn encode(image: Arc<dyn Image>, target: &Target, seed: &[u8]) -> Result<Enc
 /// [`Unsupported`](crate::ErrorKind::Unsupported) if the target begins with the size of the disk, or can be
 /// [planned](crate::plan()).
 pub fn encode_pipe(target: &Target) -> Result<Encoding, Error> {
-    let recipe = recipe(*target)?;
-    if *target == Target::VMDK_STREAM {
+    let target = target.made();
+    let recipe = recipe(target)?;
+    if [Target::VMDK_STREAM, Target::OVA, Target::RAW_TAR_GZ].contains(&target) {
         let reason = "the file begins with the size of the disk, which a pipe does not tell";
-        return Err(Error::unsupported(reason).with_format(Format::Vmdk));
+        return Err(Error::unsupported(reason).with_format(target.file_format()));
     }
     Ok(Encoding {
-        target: *target,
+        target,
         recipe,
         seed: Vec::new(),
         totals: Totals::default(),
@@ -193,6 +198,8 @@ impl Encoding {
     pub fn assembler(&self) -> Assembler {
         let inner: Box<dyn Assemble> = match (self.target, &self.image) {
             (Target::VMDK_STREAM, Some(image)) => Box::new(vmdk::stream::Assembler::new(&**image, &self.seed)),
+            (Target::OVA, Some(image)) => Box::new(ova::Assembler::new(&**image, &self.seed)),
+            (Target::RAW_TAR_GZ, Some(image)) => Box::new(tar_gz::Assembler::new(image.virtual_size())),
             (Target::QCOW2_ZSTD, _) => Box::new(qcow2::assembler::Assembler::new(qcow2::assembler::Kind::Zstd)),
             (target, _) if target.format() == Format::Qcow2 => {
                 Box::new(qcow2::assembler::Assembler::new(qcow2::assembler::Kind::Zlib))
@@ -218,8 +225,9 @@ impl fmt::Debug for Encoding {
 }
 
 fn head_len(target: Target) -> u64 {
-    match target.format() {
-        Format::Qcow2 => qcow2::assembler::HEAD_LEN,
+    match (target, target.format()) {
+        (_, Format::Qcow2) => qcow2::assembler::HEAD_LEN,
+        (Target::OVA, _) => ova::HEAD_LEN,
         _ => 0,
     }
 }

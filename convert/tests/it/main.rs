@@ -5,6 +5,7 @@
 mod encoded;
 mod hostile;
 mod matrix;
+mod profile;
 mod property;
 mod qcow2_source;
 mod raw_source;

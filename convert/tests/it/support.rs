@@ -99,20 +99,23 @@ impl Bench {
 
     /// The disk image in the envelope of a target, if it has one, taken out by the tool that everybody has.
     pub(crate) fn unwrapped(&self, name: &str, target: Target) -> Result<String> {
-        let tool = match target.file_format() {
-            Format::Gzip => "gzip",
-            Format::Zstd => "zstd",
+        let (tool, arguments, entry) = match target.file_format() {
+            Format::Gzip if target.extension().ends_with("tar.gz") => ("tar", "-xzOf", Some("disk.raw")),
+            Format::Tar => ("tar", "-xOf", Some("image-disk1.vmdk")),
+            Format::Gzip => ("gzip", "-dc", None),
+            Format::Zstd => ("zstd", "-dc", None),
             _ => return Ok(name.to_owned()),
         };
         let inner = format!("{name}.unwrapped");
         let out = File::create(self.path(&inner))?;
         let status = Command::new(tool)
-            .arg("-dc")
+            .arg(arguments)
             .arg(self.path(name))
+            .args(entry)
             .stdout(out)
             .status()
             .with_context(|| format!("{tool} cannot be run; install the Debian package {tool}"))?;
-        ensure!(status.success(), "{tool} -dc {name}: {status}");
+        ensure!(status.success(), "{tool} {arguments} {name}: {status}");
         Ok(inner)
     }
 

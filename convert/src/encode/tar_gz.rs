@@ -1,0 +1,51 @@
+//! A `tar.gz` that holds the disk as `disk.raw`, as Google's cloud takes it.
+//!
+//! The archive is in GNU's old format, and its header and its end are members of gzip of their own, so that the disk between
+//! them can be compressed in parts.
+
+use super::compressor::{Compression, Compressor};
+use super::{Assemble, Encoded, ova};
+use crate::Error;
+
+/// The name that the cloud asks for.
+const DISK: &str = "disk.raw";
+
+#[derive(Debug)]
+pub(super) struct Assembler {
+    virtual_size: u64,
+    is_started: bool,
+}
+
+impl Assembler {
+    pub(super) fn new(virtual_size: u64) -> Self {
+        Self {
+            virtual_size,
+            is_started: false,
+        }
+    }
+}
+
+fn member(bytes: &[u8]) -> Vec<u8> {
+    Compressor::new(Compression::Gzip).compress_to_vec(bytes)
+}
+
+impl Assemble for Assembler {
+    fn start(&mut self, body: &mut Vec<u8>) {
+        if !std::mem::replace(&mut self.is_started, true) {
+            let header = ova::header(tar::Header::new_gnu(), DISK, self.virtual_size);
+            body.extend(member(&header));
+        }
+    }
+
+    fn push(&mut self, encoded: &Encoded, body: &mut Vec<u8>) -> Result<(), Error> {
+        body.extend_from_slice(&encoded.bytes);
+        Ok(())
+    }
+
+    fn finish(&mut self, virtual_size: u64, body: &mut Vec<u8>) -> Result<Vec<u8>, Error> {
+        let mut end = Vec::new();
+        ova::end(virtual_size, &mut end);
+        body.extend(member(&end));
+        Ok(Vec::new())
+    }
+}
