@@ -107,6 +107,10 @@ impl<B: Blocks> Image for BlockImage<B> {
         Some(self.0.variant())
     }
 
+    fn block_size(&self) -> Option<u64> {
+        Some(self.0.block_size().get())
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.0.warnings()
     }

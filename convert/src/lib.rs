@@ -14,6 +14,8 @@
 //! | --- | --- |
 //! | [`io`](ReadAt) | the one way bytes come in |
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
+//! | `disk` | what is on a disk: partitions, file systems, an installed system |
+//! | [`Limits`] | how much of everything is accepted or done |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
 //! | `qcow2`, `raw`, `vdi`, `vhd`, `vhdx`, `vmdk` | one module a format: a reader and a planner |
@@ -46,12 +48,14 @@
 
 mod blocks;
 mod compression;
+mod disk;
 mod error;
 mod format;
 mod guest;
 mod identity;
 mod inspect;
 mod io;
+mod limits;
 mod map;
 mod pages;
 mod plan;
@@ -67,11 +71,13 @@ mod vhdx;
 mod vmdk;
 
 pub use compression::{Codec, decode};
+pub use disk::{BootMode, BootReason, Disk, FileSystem, FileSystemKind, Os, Partition, PartitionTable};
 pub use error::{Error, ErrorKind};
 pub use format::Format;
 pub use guest::Guest;
-pub use inspect::{Inspection, Qcow2Details, Refusal, inspect};
+pub use inspect::{Inspection, Qcow2Details, Refusal, inspect, inspect_declared};
 pub use io::{ReadAt, Run, RunKind};
+pub use limits::Limits;
 pub use map::{Image, Mapping, open};
 pub use plan::{Plan, Segment, Segments, Totals, plan};
 pub use probe::{Evidence, Probe, probe};

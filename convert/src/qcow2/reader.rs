@@ -311,6 +311,10 @@ impl<S: ReadAt> Image for Reader<S> {
         self.geometry.file_size
     }
 
+    fn block_size(&self) -> Option<u64> {
+        Some(self.geometry.cluster_size.get())
+    }
+
     fn map(&self, guest: u64) -> Result<Mapping, Error> {
         self.map_unnamed(guest)
             .map_err(|error| error.with_format(Format::Qcow2))
