@@ -28,7 +28,7 @@ pub enum Format {
     Vhdx,
     /// `VirtualBox` disk image.
     Vdi,
-    /// Parallels and OpenVZ loop device.
+    /// Loop device of Parallels and `OpenVZ`.
     Ploop,
     /// Encrypted volume of the Linux unified key setup.
     Luks,

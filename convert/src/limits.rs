@@ -5,7 +5,6 @@
 /// Bounds on single tables are those of the formats and stand beside their parsers; each is held against the real size of the
 /// file as well. What one compressed byte may become is [`Codec`](crate::Codec)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_field_names, reason = "each is the most of something")]
 pub struct Limits {
     /// The largest disk, in bytes.
     pub virtual_size_max: u64,

@@ -252,19 +252,24 @@ mod tests {
         }
     }
 
+    /// Bytes and where they stand.
+    type Part<'a> = (usize, &'a [u8]);
+    /// A file, what it is besides, and where that shows.
+    type Refused<'a> = (&'a [Part<'a>], &'a str, u64);
+
     #[test]
     fn a_file_is_of_one_format() {
         /// A partition of an MBR, and its signature.
-        const PARTITION: (usize, &[u8]) = (446, &[0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0, 1, 0]);
-        const BOOT: (usize, &[u8]) = (510, &[0x55, 0xaa]);
-        const FOOTER: (usize, &[u8]) = (70_000 - 512, b"conectix\0\0\0\x02\0\x01\0\0");
-        const ISO: (usize, &[u8]) = (32769, b"CD001");
-        const EXT: (usize, &[u8]) = (1080, &[0x53, 0xef]);
-        const BTRFS: (usize, &[u8]) = (65600, b"_BHRfS_M");
-        let qcow2: (usize, &[u8]) = (0, b"QFI\xfb\0\0\0\x03");
-        let vdi: (usize, &[u8]) = (64, &[0x7f, 0x10, 0xda, 0xbe]);
-        let gpt: (usize, &[u8]) = (512, b"EFI PART");
-        let refused: [(&[(usize, &[u8])], &str, u64); 9] = [
+        const PARTITION: Part<'_> = (446, &[0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0, 1, 0]);
+        const BOOT: Part<'_> = (510, &[0x55, 0xaa]);
+        const FOOTER: Part<'_> = (70_000 - 512, b"conectix\0\0\0\x02\0\x01\0\0");
+        const ISO: Part<'_> = (32769, b"CD001");
+        const EXT: Part<'_> = (1080, &[0x53, 0xef]);
+        const BTRFS: Part<'_> = (65600, b"_BHRfS_M");
+        let qcow2: Part<'_> = (0, b"QFI\xfb\0\0\0\x03");
+        let vdi: Part<'_> = (64, &[0x7f, 0x10, 0xda, 0xbe]);
+        let gpt: Part<'_> = (512, b"EFI PART");
+        let refused: [Refused<'_>; 9] = [
             (&[qcow2, vdi], "qcow2 and vdi", 64),
             (&[qcow2, (257, b"ustar")], "qcow2 and tar", 257),
             (&[vdi, (257, b"ustar")], "vdi and tar", 257),
@@ -275,7 +280,7 @@ mod tests {
             (&[EXT, BTRFS], "raw and holds both ext and btrfs", 65600),
             (&[ISO, EXT], "raw and holds both iso9660 and ext", 1080),
         ];
-        let make = |parts: &[(usize, &[u8])]| {
+        let make = |parts: &[Part<'_>]| {
             let mut bytes = vec![0; 70_000];
             for (offset, part) in parts {
                 bytes[*offset..*offset + part.len()].copy_from_slice(part);

@@ -115,9 +115,10 @@ pub(crate) fn run_at(source: &dyn ReadAt, offset: u64) -> Result<Run, Error> {
 /// Shows a foreign name in quotes, with everything but plain printable text escaped, and cut to a bounded length.
 pub(crate) fn quote(name: &[u8]) -> String {
     let shown = printable(name);
-    match is_cut(name) {
-        false => format!("\"{shown}\""),
-        true => format!("\"{shown}\" (cut, {} bytes in all)", name.len()),
+    if is_cut(name) {
+        format!("\"{shown}\" (cut, {} bytes in all)", name.len())
+    } else {
+        format!("\"{shown}\"")
     }
 }
 

@@ -27,7 +27,7 @@ const DECODED_MAX: u64 = 8 << 20;
 /// How many segments are looked at for one input.
 const SEGMENT_COUNT_MAX: usize = 4096;
 /// How much of a large file is packed.
-const SECTOR_COUNT_MAX: usize = 256;
+const SECTOR_COUNT_MAX: usize = 64;
 
 /// A file of which most is zeros.
 #[derive(Debug, Clone, Default)]
@@ -66,7 +66,6 @@ impl Sparse {
             let Ok(number) = u32::try_from(*number) else { break };
             packed.extend(number.to_le_bytes());
             packed.extend(*sector);
-            packed.resize(packed.len().next_multiple_of(RECORD_LEN).max(packed.len()), 0);
             let records = (packed.len() - 8).div_ceil(RECORD_LEN);
             packed.resize(8 + records * RECORD_LEN, 0);
         }
@@ -79,12 +78,11 @@ impl Sparse {
         let first = offset / SECTOR_LEN as u64;
         let last = (offset + len as u64).div_ceil(SECTOR_LEN as u64);
         for (number, sector) in self.sectors.range(first..last) {
-            for (index, byte) in sector.iter().enumerate() {
-                let place = (number * SECTOR_LEN as u64 + index as u64).checked_sub(offset);
-                if let Some(target) = place.and_then(|place| bytes.get_mut(place as usize)) {
-                    *target = *byte;
-                }
-            }
+            let start = number * SECTOR_LEN as u64;
+            let skipped = offset.saturating_sub(start) as usize;
+            let target = &mut bytes[start.saturating_sub(offset) as usize..];
+            let count = target.len().min(SECTOR_LEN - skipped);
+            target[..count].copy_from_slice(&sector[skipped..skipped + count]);
         }
         bytes
     }

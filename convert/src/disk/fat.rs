@@ -75,8 +75,8 @@ impl<'a> Volume<'a> {
         }
         let kind = match clusters {
             _ if boot.u16(22) == 0 => FileSystemKind::Fat32,
-            0..=CLUSTERS_12_MAX => FileSystemKind::Fat12,
-            0..=CLUSTERS_16_MAX => FileSystemKind::Fat16,
+            _ if clusters <= CLUSTERS_12_MAX => FileSystemKind::Fat12,
+            _ if clusters <= CLUSTERS_16_MAX => FileSystemKind::Fat16,
             _ => FileSystemKind::Fat32,
         };
         let place = |sector: u64| sector.saturating_mul(sector_len);
@@ -183,7 +183,11 @@ impl<'a> Volume<'a> {
         Ok(match self.kind {
             FileSystemKind::Fat12 => {
                 let pair = u32::from(entry(number.saturating_add(number / 2))?.u16(0));
-                if cluster % 2 == 0 { pair & 0xfff } else { pair >> 4 }
+                if cluster.is_multiple_of(2) {
+                    pair & 0xfff
+                } else {
+                    pair >> 4
+                }
             }
             FileSystemKind::Fat16 => u32::from(entry(number.saturating_mul(2))?.u16(0)),
             _ => entry(number.saturating_mul(4))?.u32(0) & 0x0fff_ffff,

@@ -113,8 +113,8 @@ pub(super) fn find_all(view: View<'_>) -> Result<Vec<FileSystem>, Error> {
 
 type Found = Result<Option<FileSystem>, Error>;
 
-fn new(kind: FileSystemKind, label: Option<String>, uuid: Option<String>) -> Option<FileSystem> {
-    Some(FileSystem { kind, label, uuid })
+fn new(kind: FileSystemKind, label: Option<String>, uuid: Option<String>) -> FileSystem {
+    FileSystem { kind, label, uuid }
 }
 
 fn luks(view: View<'_>) -> Found {
@@ -123,8 +123,8 @@ fn luks(view: View<'_>) -> Found {
     };
     let uuid = header.text(168, 40);
     Ok(match (header.has(0, b"LUKS\xba\xbe"), header.array(6)) {
-        (true, [0, 1]) => new(FileSystemKind::Luks1, None, uuid),
-        (true, [0, 2]) => new(FileSystemKind::Luks2, header.text(24, 48), uuid),
+        (true, [0, 1]) => Some(new(FileSystemKind::Luks1, None, uuid)),
+        (true, [0, 2]) => Some(new(FileSystemKind::Luks2, header.text(24, 48), uuid)),
         _ => None,
     })
 }
@@ -134,7 +134,7 @@ fn xfs(view: View<'_>) -> Found {
         return Ok(None);
     };
     let found = || new(FileSystemKind::Xfs, superblock.text(108, 12), superblock.uuid(32));
-    Ok(superblock.has(0, b"XFSB").then(found).flatten())
+    Ok(superblock.has(0, b"XFSB").then(found))
 }
 
 fn ext(view: View<'_>) -> Found {
@@ -142,7 +142,7 @@ fn ext(view: View<'_>) -> Found {
         return Ok(None);
     };
     let fields = &superblock.fields;
-    Ok(new(superblock.kind(), fields.text(120, 16), fields.uuid(104)))
+    Ok(Some(new(superblock.kind(), fields.text(120, 16), fields.uuid(104))))
 }
 
 fn btrfs(view: View<'_>) -> Found {
@@ -150,7 +150,7 @@ fn btrfs(view: View<'_>) -> Found {
         return Ok(None);
     };
     let found = || new(FileSystemKind::Btrfs, superblock.text(0x12b, 256), superblock.uuid(32));
-    Ok(superblock.has(64, b"_BHRfS_M").then(found).flatten())
+    Ok(superblock.has(64, b"_BHRfS_M").then(found))
 }
 
 fn ntfs(view: View<'_>) -> Found {
@@ -158,29 +158,29 @@ fn ntfs(view: View<'_>) -> Found {
         return Ok(None);
     };
     let uuid = format!("{:016X}", boot.u64(72));
-    Ok(new(FileSystemKind::Ntfs, ntfs::label(view, &boot)?, Some(uuid)))
+    Ok(Some(new(FileSystemKind::Ntfs, ntfs::label(view, &boot)?, Some(uuid))))
 }
 
 fn exfat(view: View<'_>) -> Found {
     let Some(boot) = boot_sector(view, b"EXFAT   ")? else {
         return Ok(None);
     };
-    Ok(new(
+    Ok(Some(new(
         FileSystemKind::ExFat,
         fat::exfat_label(view, &boot)?,
         Some(serial(boot.u32(100))),
-    ))
+    )))
 }
 
 fn fat(view: View<'_>) -> Found {
     let Some(volume) = fat::Volume::open(view)? else {
         return Ok(None);
     };
-    Ok(new(volume.kind(), volume.label(), Some(serial(volume.serial()))))
+    Ok(Some(new(volume.kind(), volume.label(), Some(serial(volume.serial())))))
 }
 
 /// The first sector, if it names a file system where NTFS and exFAT do.
-fn boot_sector(view: View<'_>, name: &[u8; 8]) -> Result<Option<Fields>, Error> {
+fn boot_sector(view: View<'_>, name: &[u8]) -> Result<Option<Fields>, Error> {
     let boot = view.read_if_there(0, 512)?;
     Ok(boot.filter(|boot| boot.has(3, name) && boot.has(510, &[0x55, 0xaa])))
 }
@@ -215,7 +215,7 @@ fn iso9660(view: View<'_>) -> Found {
         ]
         .join("-")
     });
-    Ok(new(FileSystemKind::Iso9660, descriptor.text(40, 32), date))
+    Ok(Some(new(FileSystemKind::Iso9660, descriptor.text(40, 32), date)))
 }
 
 fn lvm(view: View<'_>) -> Found {
@@ -240,7 +240,7 @@ fn lvm(view: View<'_>) -> Found {
             .collect();
         groups.join("-")
     });
-    Ok(new(FileSystemKind::LvmPv, None, uuid))
+    Ok(Some(new(FileSystemKind::LvmPv, None, uuid)))
 }
 
 fn swap(view: View<'_>) -> Found {
@@ -251,7 +251,7 @@ fn swap(view: View<'_>) -> Found {
             continue;
         }
         let header = view.read(1024, 128)?;
-        return Ok(new(FileSystemKind::Swap, header.text(28, 16), header.uuid(12)));
+        return Ok(Some(new(FileSystemKind::Swap, header.text(28, 16), header.uuid(12))));
     }
     Ok(None)
 }

@@ -212,10 +212,11 @@ impl Fields {
 
     /// A GUID as in a file, where its first three numbers are little-endian.
     pub(super) fn guid(&self, offset: usize) -> String {
-        let [a, b, c, d, e, f, g, h, rest @ ..]: [u8; 16] = self.array(offset);
-        let start = u64::from_be_bytes([d, c, b, a, f, e, h, g]);
-        let end = u64::from_be_bytes(rest);
-        spell_uuid(u128::from(start) << 64 | u128::from(end))
+        let at = |within: usize| offset.saturating_add(within);
+        let (first, second, third) = (self.u32(offset), self.u16(at(4)), self.u16(at(6)));
+        let rest = u64::from_be_bytes(self.array(at(8)));
+        let start = u128::from(first) << 96 | u128::from(second) << 80 | u128::from(third) << 64;
+        spell_uuid(start | u128::from(rest))
     }
 }
 
@@ -263,7 +264,7 @@ pub(super) mod tests {
                 error.reason(),
                 "the look at the disk was ended after 8388608 bytes read"
             );
-            let steps = (0..).find(|_| disk.step().is_err());
+            let steps = (0..1 << 20).find(|_| disk.step().is_err());
             assert_eq!(steps, Some(20_000));
         });
     }

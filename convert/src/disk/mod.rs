@@ -152,7 +152,7 @@ pub(crate) fn look_at(
         has_boot_code: false,
     };
     let view = look.disk();
-    let steps: [fn(View<'_>, &mut Disk, &mut Notes<'_>) -> Result<(), Error>; 5] = [
+    let steps: [Step; 5] = [
         look_at_tables,
         look_at_whole,
         look_at_partitions,
@@ -165,6 +165,9 @@ pub(crate) fn look_at(
     }
     Ok(disk)
 }
+
+/// One look, which adds to what was found before.
+type Step = fn(View<'_>, &mut Disk, &mut Notes<'_>) -> Result<(), Error>;
 
 /// What is noted on the way.
 struct Notes<'a> {

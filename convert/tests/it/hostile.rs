@@ -281,7 +281,7 @@ const CASES: &[HostileCase] = &[
             }
         },
         ErrorKind::Corrupt,
-        "more data than a file of",
+        "is used twice",
     ),
     (
         "compressed data is used once",
