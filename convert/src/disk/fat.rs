@@ -228,3 +228,132 @@ pub(super) fn exfat_label(view: View<'_>, boot: &Fields) -> Result<Option<String
         entry.text_utf16(2, len)
     }))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::look::tests::with_disk;
+    use super::*;
+
+    const NAMES: [&[u8; 11]; 2] = [b"BOOTX64 EFI", b"BOOTAA64EFI"];
+    const PATH: [&[u8; 11]; 2] = [b"EFI        ", b"BOOT       "];
+
+    fn put(disk: &mut [u8], place: usize, bytes: &[u8]) {
+        disk[place..place + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn entry(name: &[u8; 11], attributes: u8, cluster: u32) -> Vec<u8> {
+        let mut entry = name.to_vec();
+        entry.push(attributes);
+        entry.resize(32, 0);
+        put(&mut entry, 20, &((cluster >> 16) as u16).to_le_bytes());
+        put(&mut entry, 26, &(cluster as u16).to_le_bytes());
+        entry
+    }
+
+    /// A volume of so many sectors, a cluster each, with `EFI/BOOT/BOOTX64.EFI`. The folder `BOOT` goes on in a second cluster.
+    pub(crate) fn volume(kind: FileSystemKind, sectors: u32) -> Vec<u8> {
+        let wide = kind == FileSystemKind::Fat32;
+        let (entry_bits, fat_type) = match kind {
+            FileSystemKind::Fat12 => (12, b"FAT12   "),
+            FileSystemKind::Fat16 => (16, b"FAT16   "),
+            _ => (32, b"FAT32   "),
+        };
+        let fat_sectors = (sectors * entry_bits / 8).div_ceil(512);
+        let mut disk = vec![0; sectors as usize * 512];
+        put(&mut disk, 0, &[0xeb, 0x3c, 0x90]);
+        put(&mut disk, 11, &[0, 2, 1, 1, 0, 1]);
+        put(&mut disk, 17, &[if wide { 0 } else { 16 }, 0, 0, 0, 0xf8]);
+        put(&mut disk, 32, &sectors.to_le_bytes());
+        put(&mut disk, 510, &[0x55, 0xaa]);
+        let extended = if wide { 66 } else { 38 };
+        put(&mut disk, extended, &[0x29, 0x78, 0x56, 0x34, 0x12]);
+        put(&mut disk, extended + 5, b"EFI SYSTEM ");
+        put(&mut disk, extended + 16, fat_type);
+        if wide {
+            put(&mut disk, 36, &fat_sectors.to_le_bytes());
+            put(&mut disk, 44, &[2]);
+        } else {
+            put(&mut disk, 22, &(fat_sectors as u16).to_le_bytes());
+        }
+        let fat_end = (1 + fat_sectors as usize) * 512;
+        let data = if wide { fat_end } else { fat_end + 512 };
+        let cluster = |number: usize| data + (number - 2) * 512;
+        let root = if wide { cluster(2) } else { fat_end };
+        put(&mut disk, root, &entry(b"EFI SYSTEM ", ATTRIBUTE_LABEL, 0));
+        put(&mut disk, root + 32, &entry(b"\xe5FI        ", ATTRIBUTE_FOLDER, 9));
+        put(&mut disk, root + 64, &entry(PATH[0], ATTRIBUTE_FOLDER, 3));
+        put(&mut disk, cluster(3), &entry(PATH[1], ATTRIBUTE_FOLDER, 4));
+        for index in 0..16 {
+            put(&mut disk, cluster(4) + index * 32, &entry(b"NOTHING EFI", 0, 0));
+        }
+        put(&mut disk, cluster(7), &entry(NAMES[0], 0, 8));
+        let end = 0x0fff_ffff_u32;
+        for (number, next) in [(2, end), (3, end), (4, 7), (7, end), (8, end)] {
+            let bit = number * entry_bits as usize;
+            for (place, value) in (0..entry_bits as usize).map(|place| (place, next >> place & 1)) {
+                disk[512 + (bit + place) / 8] |= (value as u8) << ((bit + place) % 8);
+            }
+        }
+        disk
+    }
+
+    #[test]
+    fn files_are_found_through_chains_of_every_width() {
+        for (kind, sectors) in [
+            (FileSystemKind::Fat12, 2000),
+            (FileSystemKind::Fat16, 10_000),
+            (FileSystemKind::Fat32, 70_000),
+        ] {
+            let disk = volume(kind, sectors);
+            with_disk(&disk, |view| {
+                let volume = Volume::open(view).unwrap().unwrap();
+                assert_eq!(volume.kind(), kind);
+                assert_eq!(volume.label().as_deref(), Some("EFI SYSTEM"));
+                assert_eq!(volume.serial(), 0x1234_5678);
+                assert_eq!(volume.names_in(&PATH, &NAMES).unwrap(), [0], "{kind}");
+                assert!(volume.names_in(&PATH[1..], &NAMES).unwrap().is_empty());
+            });
+        }
+    }
+
+    #[test]
+    fn a_chain_that_comes_back_ends() {
+        let mut disk = volume(FileSystemKind::Fat16, 10_000);
+        // Cluster 7 is followed by 4.
+        disk[512 + 14..512 + 16].copy_from_slice(&[4, 0]);
+        let data = disk.len();
+        let cluster = |number: usize| (1 + 40 + 1) * 512 + (number - 2) * 512;
+        for index in 0..16 {
+            put(&mut disk, cluster(7) + index * 32, &entry(b"NOTHING EFI", 0, 0));
+        }
+        assert_eq!(disk.len(), data);
+        with_disk(&disk, |view| {
+            let volume = Volume::open(view).unwrap().unwrap();
+            let error = volume.names_in(&PATH, &NAMES).unwrap_err();
+            assert!(error.reason().starts_with("the look at the disk was ended"), "{error}");
+        });
+    }
+
+    #[test]
+    fn blocks_that_make_no_sense_are_no_volume() {
+        for (place, byte) in [(0, 0), (11, 1), (13, 3), (14, 0), (16, 3), (21, 0), (510, 0)] {
+            let mut disk = volume(FileSystemKind::Fat16, 10_000);
+            disk[place] = byte;
+            with_disk(&disk, |view| assert!(Volume::open(view).unwrap().is_none(), "{place}"));
+        }
+    }
+
+    #[test]
+    fn exfat_has_its_label_in_the_root_folder() {
+        let mut disk = vec![0; 64 << 10];
+        // Sectors of 512 bytes, 8 in a cluster; the heap starts at sector 32, the root folder is cluster 4.
+        put(&mut disk, 88, &[32]);
+        put(&mut disk, 96, &[4]);
+        put(&mut disk, 108, &[9, 3]);
+        put(&mut disk, 32 * 512 + 2 * 4096 + 32, b"\x83\x04d\0a\0t\0a\0x\0");
+        with_disk(&disk, |view| {
+            let boot = view.read(0, 512).unwrap();
+            assert_eq!(exfat_label(view, &boot).unwrap().as_deref(), Some("data"));
+        });
+    }
+}

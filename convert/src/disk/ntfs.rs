@@ -52,3 +52,56 @@ fn name_in(record: &Fields) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::look::tests::with_disk;
+    use super::*;
+
+    fn put(disk: &mut [u8], place: usize, bytes: &[u8]) {
+        disk[place..place + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// A table at cluster 4, records of 1 KiB, and in file 3 an attribute before the name.
+    fn disk() -> Vec<u8> {
+        let mut disk = vec![0; 64 << 10];
+        put(&mut disk, 11, &[0, 2, 8]);
+        put(&mut disk, 48, &[4]);
+        put(&mut disk, 64, &[0xf6]);
+        let record = 4 * 4096 + 3 * 1024;
+        put(&mut disk, record, b"FILE");
+        put(&mut disk, record + 20, &[56]);
+        put(&mut disk, record + 56, &[0x30, 0, 0, 0, 32]);
+        put(&mut disk, record + 88, &[0x60, 0, 0, 0, 40]);
+        put(&mut disk, record + 104, &[12, 0, 0, 0, 24]);
+        put(&mut disk, record + 112, b"S\0y\0s\0t\0e\0m\0x");
+        put(&mut disk, record + 128, &[0xff; 4]);
+        disk
+    }
+
+    fn look(disk: &Vec<u8>) -> Option<String> {
+        with_disk(disk, |view| label(view, &view.read(0, 512).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn the_name_is_an_attribute_of_file_3() {
+        assert_eq!(look(&disk()).as_deref(), Some("System"));
+    }
+
+    #[test]
+    fn attributes_without_length_and_records_without_sense_are_left() {
+        let record = 4 * 4096 + 3 * 1024;
+        for (place, byte) in [
+            (64, 0),
+            (64, 0xe0),
+            (48, 200),
+            (record, 0),
+            (record + 60, 0),
+            (record + 96, 1),
+        ] {
+            let mut disk = disk();
+            disk[place] = byte;
+            assert_eq!(look(&disk), None, "{place}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
 mod boot;
+mod disk;
 mod evil;
 mod hostile;
 mod matrix;
