@@ -112,21 +112,28 @@ impl<S: ReadAt> Reader<S> {
                 };
                 let place = self.l1.offset.saturating_add(index.saturating_mul(8));
                 usage.note(Use::Table, table.offset).map_err(|error| error.at(place))?;
-                self.check_table(table, &mut usage)?;
+                let left = self
+                    .virtual_size
+                    .saturating_sub(index.saturating_mul(self.l2_span.get()));
+                self.check_table(table, left, &mut usage)?;
                 index = index.saturating_add(1);
             }
         }
         Ok(())
     }
 
-    /// Notes what an L2 table uses. Entries for what is beyond the end of the disk count as well, as nobody makes such.
-    fn check_table(&self, table: Region, usage: &mut Usage) -> Result<(), Error> {
+    /// Notes what an L2 table uses, of which the disk has `left` bytes. Entries for what is beyond its end mean nothing.
+    fn check_table(&self, table: Region, left: u64, usage: &mut Usage) -> Result<(), Error> {
         let entry_len = self.geometry.entry_len();
+        let entries_len = left
+            .div_ceil(self.geometry.cluster_size.get())
+            .saturating_mul(entry_len.get())
+            .min(table.len);
         let mut within: u64 = 0;
-        while within < table.len {
+        while within < entries_len {
             let (page, start) = self.page(table, within)?;
             let page_len = (page.len() as u64).saturating_mul(8);
-            for index in 0..page_len / entry_len {
+            for index in 0..page_len.min(entries_len.saturating_sub(start)) / entry_len {
                 let entry = index.saturating_mul(entry_len.get());
                 let place = table.offset.saturating_add(start).saturating_add(entry);
                 let at = |error: Error| error.at(place);

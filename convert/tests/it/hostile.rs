@@ -319,6 +319,19 @@ fn each_rule_is_held_with_its_reason() -> Result<()> {
 }
 
 #[test]
+fn entries_beyond_the_end_of_the_disk_mean_nothing() -> Result<()> {
+    let mut bytes = good()?;
+    put(&mut bytes, 24, 100 << 20);
+    let table = l2(&bytes);
+    put(&mut bytes, table + 1600 * 8, 2);
+    plan(open(Arc::new(bytes.clone()))?.into(), &Target::RAW)?;
+    put(&mut bytes, table + 1599 * 8, 2);
+    let error = open(Arc::new(bytes)).expect_err("the last entry of the disk");
+    ensure!(error.reason().contains("reserved bits"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn broken_compressed_cluster_is_found_when_it_is_decoded() -> Result<()> {
     let mut bytes = good()?;
     let at = l2(&bytes);
