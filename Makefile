@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test conformance torture bench bench-convert bench-many bench-scale lint fmt bootstrap
+.PHONY: help build demo serve test conformance torture fuzz bench bench-convert bench-many bench-scale lint fmt bootstrap
 
 # The clients that deploy/bootstrap installed come first, so that everybody demonstrates and tests with the same ones.
 clients := $(shell deploy/bootstrap --print-path)
@@ -79,6 +79,17 @@ bench-scale: ## measures, through the server, listings of a million keys and an 
 	@deploy/bootstrap build
 	cargo build --bin lithos $(cargo_flags)
 	cargo bench --bench scale $(filter-out --release,$(cargo_flags))
+
+# In the corpus is what `convert/fuzz/seed` made of small images, and what earlier runs found. `RUSTC_BOOTSTRAP` stands in for
+# a nightly compiler, which alone has the sanitizers.
+fuzz_flags := --fuzz-dir convert/fuzz --sanitizer address
+fuzz: export RUSTC_BOOTSTRAP := 1
+fuzz: ## feeds a parser with broken images for MINUTES=15; TARGET= is one of convert/fuzz/fuzz_targets
+	@deploy/bootstrap build
+	@command -v cargo-fuzz >/dev/null || { echo 'fuzz: no cargo-fuzz here (cargo install --locked cargo-fuzz)' >&2; exit 1; }
+	@[[ -n '$(TARGET)' ]] || { echo "fuzz: which TARGET=? $$(cd convert/fuzz/fuzz_targets && echo * | sed 's/\.rs//g')" >&2; exit 2; }
+	@[[ -d convert/fuzz/corpus ]] || convert/fuzz/seed "$$(deploy/bootstrap --print-iso)"
+	cargo fuzz run $(fuzz_flags) '$(TARGET)' -- -max_total_time=$$((60 * $(or $(MINUTES),15))) -timeout=20 -rss_limit_mb=2048 -max_len=34000
 
 lint: ## format, clippy, docs, scripts, licenses
 	@deploy/bootstrap lint

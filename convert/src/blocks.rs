@@ -107,6 +107,10 @@ impl<B: Blocks> Image for BlockImage<B> {
         Some(self.0.variant())
     }
 
+    fn block_size(&self) -> Option<u64> {
+        Some(self.0.block_size().get())
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.0.warnings()
     }
@@ -358,6 +362,13 @@ impl Bitmap {
         *word |= bit;
         free
     }
+
+    /// Whether a part is taken.
+    pub(crate) fn has(&self, part: u64) -> bool {
+        let bit = 1_u64.rotate_left(u32::try_from(part % 64).unwrap_or_default());
+        let index = usize::try_from(part / 64).unwrap_or(usize::MAX);
+        self.words.get(index).is_some_and(|word| word & bit != 0)
+    }
 }
 
 #[cfg(test)]
@@ -370,8 +381,12 @@ mod tests {
         for part in [0, 1, 63, 64] {
             assert!(bitmap.set(part), "{part}");
             assert!(!bitmap.set(part), "{part} again");
+            assert!(bitmap.has(part), "{part} is taken");
         }
-        assert!(!bitmap.set(1 << 40), "beyond the end");
+        assert!(
+            !bitmap.set(1 << 40) && !bitmap.has(1 << 40) && !bitmap.has(2),
+            "beyond the end"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use flate2::{Decompress, FlushDecompress};
+use flate2::{Decompress, FlushDecompress, Status};
 use serde::{Serialize, Serializer};
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
@@ -63,8 +63,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Decodes one cluster: the start of `compressed` must give at least `out.len()` bytes, or, as a Zstandard frame, exactly
-    /// so many.
+    /// Decodes one cluster: the start of `compressed` must give `out.len()` bytes. A zlib stream, as VMDK has it, may give
+    /// more: its last grain is whole where the disk ends inside of it.
     ///
     /// What follows the stream is ignored, because formats count compressed bytes in whole sectors.
     ///
@@ -131,9 +131,20 @@ pub fn decode(codec: Codec, compressed: &[u8], out: &mut [u8]) -> Result<(), Err
 /// Inflates raw deflate, or a zlib stream with its `header` and checksum, as far as `out` goes.
 fn inflate(compressed: &[u8], out: &mut [u8], header: bool) -> Result<usize, String> {
     let mut stream = Decompress::new(header);
-    stream
+    let status = stream
         .decompress(compressed, out, FlushDecompress::Finish)
         .map_err(|error| error.to_string())?;
+    if !header && status != Status::StreamEnd {
+        // The cluster is full, or the stream is cut off. QEMU takes a stream whose end is missing, but none that goes on.
+        let rest = usize::try_from(stream.total_in()).unwrap_or(usize::MAX);
+        let rest = compressed.get(rest..).unwrap_or_default();
+        let before = stream.total_out();
+        let ended = stream.decompress(rest, &mut [0; 1], FlushDecompress::Finish);
+        if ended.is_ok() && stream.total_out() > before && usize::try_from(before) == Ok(out.len()) {
+            return Err(format!("it decodes to more than {} bytes", out.len()));
+        }
+        return Ok(usize::try_from(before).unwrap_or(usize::MAX));
+    }
     Ok(usize::try_from(stream.total_out()).unwrap_or(usize::MAX))
 }
 
@@ -224,6 +235,27 @@ mod tests {
         let last = compressed.len() - 1;
         compressed[last] ^= 1;
         assert!(decode(Codec::Zlib, &compressed, &mut vec![0; 65536]).is_err());
+    }
+
+    #[test]
+    fn deflate_longer_than_the_cluster_is_corrupt() {
+        let compressed = deflate(&cluster());
+        for len in [65535, 512, 1] {
+            let error = decode(Codec::Deflate, &compressed, &mut vec![0; len]).unwrap_err();
+            assert_eq!(
+                error.reason(),
+                format!("zlib cluster: it decodes to more than {len} bytes")
+            );
+        }
+        // The end of the stream may be missing, as long as all of the cluster is there.
+        let mut stream = flate2::Compress::new(flate2::Compression::default(), false);
+        let mut unended = Vec::with_capacity(70_000);
+        stream
+            .compress_vec(&cluster(), &mut unended, flate2::FlushCompress::Sync)
+            .unwrap();
+        let mut out = vec![0; 65536];
+        decode(Codec::Deflate, &unended, &mut out).unwrap();
+        assert!(out == cluster());
     }
 
     #[test]

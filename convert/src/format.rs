@@ -28,6 +28,14 @@ pub enum Format {
     Vhdx,
     /// `VirtualBox` disk image.
     Vdi,
+    /// Loop device of Parallels and `OpenVZ`.
+    Ploop,
+    /// Encrypted volume of the Linux unified key setup.
+    Luks,
+    /// Linux kernel, which clouds call Amazon kernel image.
+    Aki,
+    /// Initial ramdisk, which clouds call Amazon ramdisk image.
+    Ari,
     /// gzip envelope.
     Gzip,
     /// xz envelope.
@@ -44,7 +52,7 @@ pub enum Format {
 
 impl Format {
     /// Every format that is recognised.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Raw,
         Self::Qcow2,
         Self::Qcow,
@@ -53,6 +61,10 @@ impl Format {
         Self::Vhd,
         Self::Vhdx,
         Self::Vdi,
+        Self::Ploop,
+        Self::Luks,
+        Self::Aki,
+        Self::Ari,
         Self::Gzip,
         Self::Xz,
         Self::Zstd,
@@ -60,6 +72,14 @@ impl Format {
         Self::Zip,
         Self::Tar,
     ];
+
+    /// Whether it is an envelope around a disk, not a disk itself.
+    pub const fn is_envelope(self) -> bool {
+        matches!(
+            self,
+            Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Zip | Self::Tar
+        )
+    }
 
     /// The name, as in `convert-to` tags and on the command line.
     pub const fn name(self) -> &'static str {
@@ -72,6 +92,10 @@ impl Format {
             Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
             Self::Vdi => "vdi",
+            Self::Ploop => "ploop",
+            Self::Luks => "luks",
+            Self::Aki => "aki",
+            Self::Ari => "ari",
             Self::Gzip => "gzip",
             Self::Xz => "xz",
             Self::Zstd => "zstd",

@@ -2,14 +2,16 @@
 
 use serde::Serialize;
 
+use crate::disk::{self, Disk};
 use crate::map::open_any;
 use crate::plan::Totals;
 use crate::qcow2::header::{
     COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA,
 };
 use crate::qcow2::preamble::Preamble;
+use crate::safety::{self, Region, quote};
 use crate::signature::HEAD_LEN;
-use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Probe, ReadAt, Signature, probe};
+use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Limits, Probe, ReadAt, Signature, probe};
 
 /// What is known of an image.
 ///
@@ -29,8 +31,12 @@ pub struct Inspection {
     pub virtual_size: Option<u64>,
     /// How many bytes of the disk are not known to be zeros, if the tables could be read.
     pub allocated_size: Option<u64>,
+    /// The size of the clusters, grains or blocks that the disk is cut into, in bytes, if it is and the image could be opened.
+    pub block_size: Option<u64>,
     /// Partition tables and file systems at the start of the disk, the most telling first.
     pub contents: Vec<Signature>,
+    /// What is on the disk, if the image could be opened.
+    pub disk: Option<Disk>,
     /// What only a qcow2 image has.
     pub qcow2: Option<Qcow2Details>,
     /// What a conversion leaves behind, or what an operator should look at; a clause each.
@@ -89,7 +95,7 @@ pub struct Qcow2Details {
 
 /// Finds out what there is to know about an image, however broken it is.
 ///
-/// Walks over the tables once to see what is allocated, and reads the first sectors of the guest's disk.
+/// Walks over the tables once to see what is allocated, and looks at the guest's disk within [`Limits::DEFAULT`].
 ///
 /// # Errors
 ///
@@ -103,7 +109,9 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
         file_size: source.size(),
         virtual_size: None,
         allocated_size: None,
+        block_size: None,
         contents: Vec::new(),
+        disk: None,
         qcow2: None,
         warnings: Vec::new(),
         refusal: None,
@@ -125,6 +133,68 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
     Ok(inspection)
 }
 
+/// [`inspect`] for an image that somebody has said to be of some format: `declared` is a file name, or an extension.
+///
+/// What is said decides nothing; where the content is something else, there is a warning.
+///
+/// # Errors
+///
+/// Those of [`inspect`].
+pub fn inspect_declared(source: &dyn ReadAt, declared: &str) -> Result<Inspection, Error> {
+    let mut inspection = inspect(source)?;
+    inspection.warnings.extend(mismatch(declared, &inspection));
+    Ok(inspection)
+}
+
+/// Words for the extensions of file names that mean something, with the formats that may be behind them.
+///
+/// `img` is missing because people call any format so.
+const DECLARATIONS: [(&[&str], &[Format]); 16] = [
+    (&["raw", "dd", "iso", "ami"], &[Format::Raw]),
+    (&["qcow2"], &[Format::Qcow2]),
+    (&["qcow"], &[Format::Qcow, Format::Qcow2]),
+    (&["qed"], &[Format::Qed]),
+    (&["vmdk"], &[Format::Vmdk]),
+    (&["vhd", "vpc"], &[Format::Vhd]),
+    (&["vhdx"], &[Format::Vhdx]),
+    (&["vdi"], &[Format::Vdi]),
+    (&["ploop", "hdd"], &[Format::Ploop]),
+    (&["luks"], &[Format::Luks]),
+    (&["aki"], &[Format::Aki]),
+    (&["gz", "gzip", "tgz"], &[Format::Gzip]),
+    (&["xz"], &[Format::Xz]),
+    (&["zst", "zstd"], &[Format::Zstd]),
+    (&["bz2"], &[Format::Bzip2]),
+    (&["tar", "ova"], &[Format::Tar]),
+];
+
+fn mismatch(declared: &str, inspection: &Inspection) -> Option<String> {
+    let extension = declared
+        .rsplit(['.', '/'])
+        .next()
+        .unwrap_or(declared)
+        .to_ascii_lowercase();
+    let extension = extension.as_str();
+    let (_, formats) = DECLARATIONS.iter().find(|(words, _)| words.contains(&extension))?;
+    let format = inspection.format;
+    if !formats.contains(&format) {
+        return Some(format!(
+            "the name says {}, the content is {format}",
+            quote(extension.as_bytes())
+        ));
+    }
+    match extension {
+        "iso" if !inspection.contents.contains(&Signature::Iso9660) => {
+            Some("the name says \"iso\", but there is no ISO 9660 file system".to_owned())
+        }
+        "ova" if inspection.variant.is_none() => {
+            Some("the name says \"ova\", but the archive does not begin with a descriptor".to_owned())
+        }
+        "ami" => Some("a machine image (ami) is a file system that boots with a kernel from elsewhere".to_owned()),
+        _ => None,
+    }
+}
+
 fn look_at_header(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
     match inspection.format {
         Format::Raw => inspection.virtual_size = Some(source.size()),
@@ -134,15 +204,39 @@ fn look_at_header(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<()
             inspection.warnings = warnings(&preamble);
             inspection.qcow2 = Some(details(&preamble));
         }
+        Format::Vmdk | Format::Tar => inspection.variant = variant_by_start(source)?,
         _ => {}
     }
     Ok(())
+}
+
+/// The flavour of a format that is not opened, by the start of the file.
+fn variant_by_start(source: &dyn ReadAt) -> Result<Option<&'static str>, Error> {
+    let start = Region {
+        name: "the start of the file",
+        offset: 0,
+        len: source.size().min(512),
+    };
+    let start = safety::read_region(source, start)?;
+    // The descriptor comes first in an OVA; the name of the first file is at the start of a tar archive.
+    let name = start.get(..100).unwrap_or_default();
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(if start.starts_with(b"COWD") {
+        Some("COWD")
+    } else if start.starts_with(&[0xbe, 0xba, 0xfe, 0xca]) {
+        Some("SESparse")
+    } else if name.to_ascii_lowercase().ends_with(b".ovf") {
+        Some("ova")
+    } else {
+        None
+    })
 }
 
 fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
     let image = open_any(source)?;
     inspection.virtual_size = Some(image.virtual_size());
     inspection.variant = image.variant();
+    inspection.block_size = image.block_size();
     inspection.warnings.extend(image.warnings());
     let totals = Totals::of(&*image, |_| ())?;
     inspection.allocated_size = Some(totals.copied.saturating_add(totals.decoded));
@@ -153,10 +247,14 @@ fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), E
     match Guest::new(source, &*image).read(&mut head, 0) {
         Ok(()) => inspection.contents = Signature::find_all(&head),
         Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-        Err(error) => inspection
-            .warnings
-            .push(format!("the first sectors of the disk cannot be read: {error}")),
+        Err(error) => {
+            let warning = format!("the first sectors of the disk cannot be read: {error}");
+            inspection.warnings.push(warning);
+            return Ok(());
+        }
     }
+    let disk = disk::look_at(source, &*image, Limits::DEFAULT, &mut inspection.warnings)?;
+    inspection.disk = Some(disk);
     Ok(())
 }
 

@@ -17,6 +17,8 @@
 //! | [`io`](ReadAt) | the one way bytes come in |
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
 //! | [`unwrap`](unwrap()) | images in envelopes: compressed streams and archives |
+//! | `disk` | what is on a disk: partitions, file systems, an installed system |
+//! | [`Limits`] | how much of everything is accepted or done |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
 //! | [`encode`](encode()) | compressed target files, by parts that may be made at the same time |
@@ -51,6 +53,7 @@
 
 mod blocks;
 mod compression;
+mod disk;
 mod encode;
 mod envelope;
 mod error;
@@ -59,6 +62,7 @@ mod guest;
 mod identity;
 mod inspect;
 mod io;
+mod limits;
 mod map;
 mod padded;
 mod pages;
@@ -76,6 +80,7 @@ mod vhdx;
 mod vmdk;
 
 pub use compression::{Codec, Decoder, decode};
+pub use disk::{BootMode, BootReason, Disk, FileSystem, FileSystemKind, Os, Partition, PartitionTable};
 pub use encode::{Assembler, Encoded, Encoder, Encoding, JOB_LEN, Job, Jobs, encode, encode_pipe};
 pub use envelope::{
     Content, DECODER_MEMORY_MAX, ENTRIES_MAX, EXPANDED_MAX, Manifest, NESTING_MAX, Part, Slice, unwrap,
@@ -83,8 +88,9 @@ pub use envelope::{
 pub use error::{Error, ErrorKind};
 pub use format::Format;
 pub use guest::Guest;
-pub use inspect::{Inspection, Qcow2Details, Refusal, inspect};
+pub use inspect::{Inspection, Qcow2Details, Refusal, inspect, inspect_declared};
 pub use io::{ReadAt, Run, RunKind};
+pub use limits::Limits;
 pub use map::{Image, Mapping, open};
 pub use plan::{Plan, Segment, Segments, Totals, plan, plan_with_seed};
 pub use probe::{Evidence, Probe, probe};

@@ -4,7 +4,8 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use crate::{Codec, Error, Format, ReadAt, RunKind, probe, qcow2, raw, safety, vdi, vhd, vhdx, vmdk};
+use crate::probe::probe_strictly;
+use crate::{Codec, Error, Format, ReadAt, RunKind, qcow2, raw, safety, vdi, vhd, vhdx, vmdk};
 
 /// An open image: a map from the guest's disk to the bytes of the image file.
 ///
@@ -37,6 +38,11 @@ pub trait Image: Send + Sync {
 
     /// Which flavour of the format it is, in the words of the format, where there are several.
     fn variant(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The size of the clusters, grains or blocks that the disk is cut into, in bytes, where it is.
+    fn block_size(&self) -> Option<u64> {
         None
     }
 
@@ -108,14 +114,19 @@ pub fn open(source: Arc<dyn ReadAt>) -> Result<Box<dyn Image>, Error> {
 
 /// [`open`] for a source that is only borrowed, too.
 pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + 'a>, Error> {
-    match probe(&source)?.format {
+    match probe_strictly(&source)?.format {
         Format::Raw => Ok(Box::new(raw::Raw::open(source)?)),
         Format::Qcow2 => Ok(Box::new(qcow2::Reader::open(source)?)),
         Format::Vmdk => vmdk::open(source),
         Format::Vhd => vhd::open(source),
         Format::Vhdx => vhdx::open(source),
         Format::Vdi => vdi::open(source),
-        format @ (Format::Qcow | Format::Qed) => {
+        format @ Format::Luks => {
+            Err(Error::unsupported("the image is an encrypted volume, of no use without its key").with_format(format))
+        }
+        format @ Format::Aki => Err(Error::unsupported("the file is a kernel, not a disk").with_format(format)),
+        format @ Format::Ari => Err(Error::unsupported("the file is a ramdisk, not a disk").with_format(format)),
+        format @ (Format::Qcow | Format::Qed | Format::Ploop) => {
             Err(Error::unsupported("images of this format are recognised but cannot be read").with_format(format))
         }
         format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => Err(
@@ -149,6 +160,10 @@ impl<T: Image + ?Sized> Image for &T {
         (**self).variant()
     }
 
+    fn block_size(&self) -> Option<u64> {
+        (**self).block_size()
+    }
+
     fn warnings(&self) -> Vec<String> {
         (**self).warnings()
     }
@@ -179,6 +194,10 @@ impl<T: Image + ?Sized> Image for Arc<T> {
         (**self).variant()
     }
 
+    fn block_size(&self) -> Option<u64> {
+        (**self).block_size()
+    }
+
     fn warnings(&self) -> Vec<String> {
         (**self).warnings()
     }
@@ -207,6 +226,10 @@ impl<T: Image + ?Sized> Image for Box<T> {
 
     fn variant(&self) -> Option<&'static str> {
         (**self).variant()
+    }
+
+    fn block_size(&self) -> Option<u64> {
+        (**self).block_size()
     }
 
     fn warnings(&self) -> Vec<String> {

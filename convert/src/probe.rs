@@ -45,26 +45,74 @@ impl Serialize for Evidence {
 ///
 /// [`Io`](crate::ErrorKind::Io) if the source cannot be read; every content has a format.
 pub fn probe(source: &dyn ReadAt) -> Result<Probe, Error> {
+    Ok(probe_head(source, &head(source)?)?.0)
+}
+
+/// [`probe`], and the refusal of files that are of several formats at once.
+///
+/// Such a file is one disk to one reader and another disk to the next, and may be made to be checked as the one and used as
+/// the other.
+pub(crate) fn probe_strictly(source: &dyn ReadAt) -> Result<Probe, Error> {
     let head = head(source)?;
-    if let Some(format) = format_of(&head) {
-        return Ok(Probe {
-            format,
-            evidence: Evidence::Magic,
-        });
+    let (probe, footer) = probe_head(source, &head)?;
+    match second_sign(probe.format, &head, footer) {
+        None => Ok(probe),
+        Some((sign, offset)) => {
+            let reason = format!(
+                "the file is {} and {sign}: which of them is meant is not guessed",
+                probe.format
+            );
+            Err(Error::corrupt(reason).at(offset).with_format(probe.format))
+        }
     }
-    if has_vhd_footer(source)? {
-        return Ok(Probe {
-            format: Format::Vhd,
-            evidence: Evidence::Magic,
-        });
+}
+
+/// What a file is, and where its last sector is if that is the footer of a VHD.
+fn probe_head(source: &dyn ReadAt, head: &[u8]) -> Result<(Probe, Option<u64>), Error> {
+    let footer = vhd_footer(source)?;
+    let at_start = signs(head).first().map(|(format, _)| *format);
+    let (format, evidence) = match (at_start, footer) {
+        (Some(format), _) => (format, Evidence::Magic),
+        (None, Some(_)) => (Format::Vhd, Evidence::Magic),
+        (None, None) => {
+            let signature = Signature::find_all(head).first().copied();
+            (Format::Raw, signature.map_or(Evidence::Default, Evidence::Signature))
+        }
+    };
+    Ok((Probe { format, evidence }, footer))
+}
+
+/// What else a file shows that is of this format, and where.
+fn second_sign(format: Format, head: &[u8], footer: Option<u64>) -> Option<(String, u64)> {
+    let other = signs(head).into_iter().find(|(other, _)| *other != format);
+    if let Some((other, offset)) = other {
+        return Some((other.to_string(), offset));
     }
-    let evidence = Signature::find_all(&head)
-        .first()
-        .map_or(Evidence::Default, |found| Evidence::Signature(*found));
-    Ok(Probe {
-        format: Format::Raw,
-        evidence,
-    })
+    if let Some(offset) = footer.filter(|_| !matches!(format, Format::Vhd | Format::Raw) && !format.is_envelope()) {
+        return Some((Format::Vhd.to_string(), offset));
+    }
+    let dynamic_vhd = head.starts_with(b"conectix");
+    let found = Signature::find_all(head);
+    match format {
+        Format::Raw => two_file_systems(&found),
+        Format::Vhd if !dynamic_vhd => None,
+        _ if format.is_envelope() || matches!(format, Format::Luks | Format::Aki | Format::Ari) => None,
+        _ => found
+            .into_iter()
+            .find(|found| found.is_partition_table() || *found == Signature::Iso9660)
+            .map(|found| (format!("a disk with {found}"), found.offset())),
+    }
+}
+
+/// The second of two file systems on a whole disk. Behind a partition table there may be leftovers, which nobody reads.
+fn two_file_systems(found: &[Signature]) -> Option<(String, u64)> {
+    if found.iter().any(|found| found.is_partition_table()) {
+        return None;
+    }
+    let mut whole = found.iter().filter(|found| found.is_whole_disk());
+    let first = whole.next()?;
+    let second = whole.next()?;
+    Some((format!("holds both {first} and {second}"), second.offset()))
 }
 
 /// The first bytes of a disk: as many as any signature needs, or all there are.
@@ -80,43 +128,58 @@ fn head(source: &dyn ReadAt) -> Result<Vec<u8>, Error> {
     )
 }
 
-fn format_of(head: &[u8]) -> Option<Format> {
+/// The formats whose magic number is in the head of a file, and where it is. The first one decides.
+fn signs(head: &[u8]) -> Vec<(Format, u64)> {
     let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    let qcow1 = has(0, b"QFI\xfb\0\0\0\x01");
     let found = [
-        (Format::Qcow, has(0, b"QFI\xfb\0\0\0\x01")),
-        (Format::Qcow2, has(0, b"QFI\xfb")),
-        (Format::Qed, has(0, b"QED\0")),
+        (Format::Qcow, 0, qcow1),
+        (Format::Qcow2, 0, has(0, b"QFI\xfb") && !qcow1),
+        (Format::Qed, 0, has(0, b"QED\0")),
         (
             Format::Vmdk,
+            0,
             has(0, b"KDMV")
                 || has(0, b"COWD")
                 || has(0, &[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0])
                 || has(0, b"# Disk DescriptorFile"),
         ),
-        (Format::Vhd, has(0, b"conectix")),
-        (Format::Vhdx, has(0, b"vhdxfile")),
-        (Format::Vdi, has(64, &[0x7f, 0x10, 0xda, 0xbe])),
-        (Format::Gzip, has(0, &[0x1f, 0x8b, 0x08])),
-        (Format::Xz, has(0, b"\xfd7zXZ\0")),
-        (Format::Zstd, has(0, &[0x28, 0xb5, 0x2f, 0xfd])),
+        (Format::Vhd, 0, has(0, b"conectix")),
+        (Format::Vhdx, 0, has(0, b"vhdxfile")),
+        (
+            Format::Ploop,
+            0,
+            has(0, b"WithoutFreeSpace") || has(0, b"WithouFreSpacExt"),
+        ),
+        (Format::Luks, 0, has(0, b"LUKS\xba\xbe")),
+        (Format::Ari, 0, has(0, b"070701") || has(0, b"070702")),
+        (Format::Gzip, 0, has(0, &[0x1f, 0x8b, 0x08])),
+        (Format::Xz, 0, has(0, b"\xfd7zXZ\0")),
+        (Format::Zstd, 0, has(0, &[0x28, 0xb5, 0x2f, 0xfd])),
         (
             Format::Bzip2,
+            0,
             has(0, b"BZh") && has(4, &[0x31, 0x41, 0x59, 0x26, 0x53, 0x59]),
         ),
-        (Format::Zip, has(0, b"PK\x03\x04")),
-        (Format::Tar, has(257, b"ustar")),
+        (Format::Zip, 0, has(0, b"PK\x03\x04")),
+        (Format::Vdi, 64, has(64, &[0x7f, 0x10, 0xda, 0xbe])),
+        (Format::Tar, 257, has(257, b"ustar")),
+        // The end of a boot sector, and the magic number of the header behind it.
+        (Format::Aki, 514, has(510, &[0x55, 0xaa]) && has(514, b"HdrS")),
     ];
-    found.into_iter().find_map(|(format, here)| here.then_some(format))
+    let here = found.into_iter().filter(|(_, _, here)| *here);
+    here.map(|(format, offset, _)| (format, offset)).collect()
 }
 
-/// Whether the last sector is the footer of a fixed VHD: its cookie, and file format version 1.0 at byte 12.
-fn has_vhd_footer(source: &dyn ReadAt) -> Result<bool, Error> {
+/// Where the last sector is if it is the footer of a VHD: its cookie, and file format version 1.0 at byte 12.
+fn vhd_footer(source: &dyn ReadAt) -> Result<Option<u64>, Error> {
     let Some(offset) = source.size().checked_sub(512) else {
-        return Ok(false);
+        return Ok(None);
     };
     let mut footer = [0; 16];
     safety::read_into(source, &mut footer, offset)?;
-    Ok(footer.starts_with(b"conectix") && footer.ends_with(&[0, 1, 0, 0]))
+    let is_footer = footer.starts_with(b"conectix") && footer.ends_with(&[0, 1, 0, 0]);
+    Ok(is_footer.then_some(offset))
 }
 
 #[cfg(test)]
@@ -150,6 +213,11 @@ mod tests {
             (0, b"BZh91AY&SY", Format::Bzip2),
             (0, b"PK\x03\x04", Format::Zip),
             (257, b"ustar", Format::Tar),
+            (0, b"WithoutFreeSpace", Format::Ploop),
+            (0, b"WithouFreSpacExt", Format::Ploop),
+            (0, b"LUKS\xba\xbe\0\x02", Format::Luks),
+            (0, b"070701", Format::Ari),
+            (510, b"\x55\xaa\xeb\x66HdrS", Format::Aki),
         ];
         for (offset, magic, format) in cases {
             let probe = probe(&file(*offset, magic)).unwrap();
@@ -181,6 +249,63 @@ mod tests {
                     evidence
                 }
             );
+        }
+    }
+
+    /// Bytes and where they stand.
+    type Part<'a> = (usize, &'a [u8]);
+    /// A file, what it is besides, and where that shows.
+    type Refused<'a> = (&'a [Part<'a>], &'a str, u64);
+
+    #[test]
+    fn a_file_is_of_one_format() {
+        /// A partition of an MBR, and its signature.
+        const PARTITION: Part<'_> = (446, &[0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0, 1, 0]);
+        const BOOT: Part<'_> = (510, &[0x55, 0xaa]);
+        const FOOTER: Part<'_> = (70_000 - 512, b"conectix\0\0\0\x02\0\x01\0\0");
+        const ISO: Part<'_> = (32769, b"CD001");
+        const EXT: Part<'_> = (1080, &[0x53, 0xef]);
+        const BTRFS: Part<'_> = (65600, b"_BHRfS_M");
+        let qcow2: Part<'_> = (0, b"QFI\xfb\0\0\0\x03");
+        let vdi: Part<'_> = (64, &[0x7f, 0x10, 0xda, 0xbe]);
+        let gpt: Part<'_> = (512, b"EFI PART");
+        let refused: [Refused<'_>; 9] = [
+            (&[qcow2, vdi], "qcow2 and vdi", 64),
+            (&[qcow2, (257, b"ustar")], "qcow2 and tar", 257),
+            (&[vdi, (257, b"ustar")], "vdi and tar", 257),
+            (&[qcow2, FOOTER], "qcow2 and vhd", 70_000 - 512),
+            (&[(0, b"KDMV"), PARTITION, BOOT], "vmdk and a disk with mbr", 446),
+            (&[(0, b"vhdxfile"), gpt], "vhdx and a disk with gpt", 512),
+            (&[qcow2, ISO], "qcow2 and a disk with iso9660", 32769),
+            (&[EXT, BTRFS], "raw and holds both ext and btrfs", 65600),
+            (&[ISO, EXT], "raw and holds both iso9660 and ext", 1080),
+        ];
+        let make = |parts: &[Part<'_>]| {
+            let mut bytes = vec![0; 70_000];
+            for (offset, part) in parts {
+                bytes[*offset..*offset + part.len()].copy_from_slice(part);
+            }
+            bytes
+        };
+        for (parts, reason, offset) in refused {
+            let error = probe_strictly(&make(parts)).unwrap_err();
+            assert!(
+                error.reason().starts_with(&format!("the file is {reason}: ")),
+                "{error}"
+            );
+            assert_eq!(error.offset(), Some(offset), "{error}");
+        }
+        for parts in [
+            &[ISO, PARTITION, BOOT, gpt][..],
+            &[ISO, BOOT],
+            &[PARTITION, BOOT, EXT],
+            &[gpt, EXT, BTRFS],
+            &[FOOTER, ISO],
+            &[FOOTER, PARTITION, BOOT, gpt],
+            &[EXT, BOOT],
+            &[(0, b"PK\x03\x04"), FOOTER],
+        ] {
+            probe_strictly(&make(parts)).unwrap();
         }
     }
 

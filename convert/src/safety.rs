@@ -3,14 +3,10 @@
 //! A size that has passed [`virtual_size`] or [`Region::inside`] is far below `i64::MAX`, so that sums of a few of them cannot
 //! overflow; code behind these checks may add with `saturating_add`, which is then exact.
 
-use std::fmt::Write;
+use crate::{Error, ErrorKind, Limits, ReadAt, Run};
 
-use crate::{Error, ErrorKind, ReadAt, Run};
-
-/// The largest disk that is accepted: 64 TiB.
-///
-/// VHDX, the largest of the common formats, ends there; and tables made for a disk within it stay small (an L1 table of 1 MiB).
-pub const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+/// The largest disk that is accepted: 64 TiB, see [`Limits::DEFAULT`].
+pub const MAX_VIRTUAL_SIZE: u64 = Limits::DEFAULT.virtual_size_max;
 
 /// How much of a foreign name is quoted. qcow2 allows 1023 bytes; a reason should still fit into a log line.
 const MAX_QUOTED_BYTES: usize = 128;
@@ -118,21 +114,32 @@ pub(crate) fn run_at(source: &dyn ReadAt, offset: u64) -> Result<Run, Error> {
 
 /// Shows a foreign name in quotes, with everything but plain printable text escaped, and cut to a bounded length.
 pub(crate) fn quote(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    let mut quoted = String::from('"');
-    for (index, char) in text.char_indices() {
-        if index >= MAX_QUOTED_BYTES {
-            let _infallible = write!(quoted, "\" (cut, {} bytes in all)", name.len());
-            return quoted;
-        }
+    let shown = printable(name);
+    if is_cut(name) {
+        format!("\"{shown}\" (cut, {} bytes in all)", name.len())
+    } else {
+        format!("\"{shown}\"")
+    }
+}
+
+/// Foreign text with everything but plain printable text escaped, and cut to a bounded length.
+pub(crate) fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let mut shown = String::new();
+    for (_, char) in text.char_indices().take_while(|(index, _)| *index < MAX_QUOTED_BYTES) {
         if char.is_ascii_graphic() && char != '"' && char != '\\' || char == ' ' || char.is_alphanumeric() {
-            quoted.push(char);
+            shown.push(char);
         } else {
-            quoted.extend(char.escape_default());
+            shown.extend(char.escape_default());
         }
     }
-    quoted.push('"');
-    quoted
+    shown
+}
+
+/// Whether [`printable`] leaves out a part of the text.
+fn is_cut(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    text.char_indices().any(|(index, _)| index >= MAX_QUOTED_BYTES)
 }
 
 #[cfg(test)]

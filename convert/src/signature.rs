@@ -66,6 +66,30 @@ impl Signature {
         matches!(self, Self::Gpt | Self::Mbr)
     }
 
+    /// Whether it makes the whole disk into one thing.
+    ///
+    /// Swap space does not count: the file systems that replace it leave its magic number where it is.
+    pub(crate) const fn is_whole_disk(self) -> bool {
+        matches!(
+            self,
+            Self::Iso9660 | Self::Ext | Self::Xfs | Self::Btrfs | Self::Lvm | Self::Luks
+        )
+    }
+
+    /// Where it shows, in bytes from the start of the disk; the first place of several.
+    pub(crate) const fn offset(self) -> u64 {
+        match self {
+            Self::Xfs | Self::Luks | Self::Lvm => 0,
+            Self::Mbr => 446,
+            Self::BootSector => 510,
+            Self::Gpt => 512,
+            Self::Ext => 1080,
+            Self::Swap => 4086,
+            Self::Iso9660 => 32769,
+            Self::Btrfs => 65600,
+        }
+    }
+
     /// Everything that `head`, the first [`HEAD_LEN`] bytes of a disk or what there is of them, shows; the most telling first.
     pub(crate) fn find_all(head: &[u8]) -> Vec<Self> {
         let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));

@@ -19,6 +19,7 @@ pub(crate) mod preamble;
 pub(crate) mod reader;
 pub(crate) mod refcount;
 pub(crate) mod table;
+mod usage;
 
 pub(crate) use reader::Reader;
 

@@ -1,7 +1,8 @@
 //! The map of a qcow2 image.
 //!
-//! Opening reads the header cluster and walks the L1 table once, so that every L2 table is known to be where it may be; the
-//! L2 tables themselves are read by pages as they are asked for, and their entries judged then.
+//! Opening reads the header cluster and walks the L1 table and all L2 tables once, so that every table and every cluster is
+//! known to be where it may be, and to be there once. When the disk is mapped, the tables are read by pages as they are asked
+//! for, and their entries judged again.
 //!
 //! Clusters that are allocated but lie in a hole of the file are zeros: a preallocated image maps as sparse as it is.
 
@@ -10,6 +11,7 @@ use std::num::NonZeroU64;
 use super::header::{field, power_of_two};
 use super::preamble::Preamble;
 use super::table::{Cluster, Geometry, parse_l1};
+use super::usage::{Usage, Use};
 use crate::map::Mapping;
 use crate::pages::{PAGE_LEN, Page, Pages};
 use crate::safety::Region;
@@ -65,7 +67,10 @@ impl<S: ReadAt> Reader<S> {
             pages: Pages::new(u64::from_be_bytes),
             source,
         };
-        reader.check_l1().map_err(|error| error.with_format(Format::Qcow2))?;
+        reader
+            .check_l1()
+            .and_then(|()| reader.check_usage())
+            .map_err(|error| error.with_format(Format::Qcow2))?;
         Ok(reader)
     }
 
@@ -90,6 +95,59 @@ impl<S: ReadAt> Reader<S> {
             let reason =
                 format!("the L1 table refers to {count} L2 tables, more than a file of {file_size} bytes can hold");
             return Err(Error::corrupt(reason).at(field::L1_TABLE));
+        }
+        Ok(())
+    }
+
+    /// Refuses tables and clusters that are used twice.
+    fn check_usage(&self) -> Result<(), Error> {
+        let count = self.virtual_size.div_ceil(self.l2_span.get());
+        for mut usage in Usage::passes(self.geometry.file_size, self.geometry.cluster_size) {
+            let mut index: u64 = 0;
+            while index < count {
+                let Some(table) = self.l2_table(index)? else {
+                    let absent = self.absent_len(index.saturating_mul(self.l2_span.get()))?;
+                    index = index.saturating_add(absent / self.l2_span);
+                    continue;
+                };
+                let place = self.l1.offset.saturating_add(index.saturating_mul(8));
+                usage.note(Use::Table, table.offset).map_err(|error| error.at(place))?;
+                let left = self
+                    .virtual_size
+                    .saturating_sub(index.saturating_mul(self.l2_span.get()));
+                self.check_table(table, left, &mut usage)?;
+                index = index.saturating_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what an L2 table uses, of which the disk has `left` bytes. Entries for what is beyond its end mean nothing.
+    fn check_table(&self, table: Region, left: u64, usage: &mut Usage) -> Result<(), Error> {
+        let entry_len = self.geometry.entry_len();
+        let entries_len = left
+            .div_ceil(self.geometry.cluster_size.get())
+            .saturating_mul(entry_len.get())
+            .min(table.len);
+        let mut within: u64 = 0;
+        while within < entries_len {
+            let (page, start) = self.page(table, within)?;
+            let page_len = (page.len() as u64).saturating_mul(8);
+            for index in 0..page_len.min(entries_len.saturating_sub(start)) / entry_len {
+                let entry = index.saturating_mul(entry_len.get());
+                let place = table.offset.saturating_add(start).saturating_add(entry);
+                let at = |error: Error| error.at(place);
+                match self.cluster(&page, entry).map_err(at)? {
+                    Cluster::Zero => {}
+                    Cluster::Data(offset) | Cluster::Subclusters { offset, .. } => {
+                        usage.note(Use::Data, offset).map_err(at)?;
+                    }
+                    Cluster::Compressed(descriptor) => {
+                        usage.note(Use::Compressed, descriptor.offset).map_err(at)?;
+                    }
+                }
+            }
+            within = start.saturating_add(page_len.max(1));
         }
         Ok(())
     }
@@ -309,6 +367,10 @@ impl<S: ReadAt> Image for Reader<S> {
 
     fn file_size(&self) -> u64 {
         self.geometry.file_size
+    }
+
+    fn block_size(&self) -> Option<u64> {
+        Some(self.geometry.cluster_size.get())
     }
 
     fn map(&self, guest: u64) -> Result<Mapping, Error> {

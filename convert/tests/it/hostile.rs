@@ -281,7 +281,7 @@ const CASES: &[HostileCase] = &[
             }
         },
         ErrorKind::Corrupt,
-        "more data than a file of",
+        "is used twice",
     ),
     (
         "compressed data is used once",
@@ -316,6 +316,19 @@ const CASES: &[HostileCase] = &[
 fn each_rule_is_held_with_its_reason() -> Result<()> {
     let good = good()?;
     hold_rules(Format::Qcow2, &good, CASES)
+}
+
+#[test]
+fn entries_beyond_the_end_of_the_disk_mean_nothing() -> Result<()> {
+    let mut bytes = good()?;
+    put(&mut bytes, 24, 100 << 20);
+    let table = l2(&bytes);
+    put(&mut bytes, table + 1600 * 8, 2);
+    plan(open(Arc::new(bytes.clone()))?.into(), &Target::RAW)?;
+    put(&mut bytes, table + 1599 * 8, 2);
+    let error = open(Arc::new(bytes)).expect_err("the last entry of the disk");
+    ensure!(error.reason().contains("reserved bits"), "{error}");
+    Ok(())
 }
 
 #[test]

@@ -190,6 +190,22 @@ pub(crate) fn encoded(source: &Arc<dyn ReadAt>, target: Target) -> Result<Vec<u8
     Ok([head, body].concat())
 }
 
+/// What `deploy/bootstrap` prints for a word.
+pub(crate) fn bootstrap(word: &str) -> Result<String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/bootstrap");
+    let output = Command::new(script).arg(word).output().context(script)?;
+    ensure!(output.status.success(), "{script} {word}: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+/// Where a program is that `deploy/bootstrap test` installs.
+pub(crate) fn tools(name: &str) -> Result<PathBuf> {
+    let folders = bootstrap("--print-path")?;
+    let mut found = folders.split(':').map(|folder| Path::new(folder).join(name));
+    let found = found.find(|path| path.exists());
+    found.with_context(|| format!("there is no {name} in {folders}; run deploy/bootstrap test"))
+}
+
 /// What QEMU calls the format of a target.
 pub(crate) fn qemu_format(target: Target) -> &'static str {
     match target.format() {

@@ -7,14 +7,17 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use indicatif::BinaryBytes;
-use lithos_convert::{Evidence, Inspection, Qcow2Details, inspect};
+use lithos_convert::{
+    Disk, Evidence, FileSystem, Inspection, Partition, PartitionTable, Qcow2Details, inspect_declared,
+};
 
 use super::convert::FileSource;
 
 /// Say what a disk image is: format, sizes, features, and whether it can be converted.
 ///
-/// Everything is found out by content; the name of the file does not matter, and no other file is opened. An image that is
-/// broken or refused is inspected as far as it goes.
+/// Everything is found out by content, and no other file is opened; where the name of the file says something else, there is
+/// a warning. An image that is broken or refused is inspected as far as it goes. What is on the disk is shown as well:
+/// partitions, file systems, an installed system, and whether it boots by BIOS or UEFI.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The image: a file or a block device.
@@ -28,7 +31,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { file, json } = args;
     let source = FileSource::open(&file)?;
-    let inspection = inspect(&source).with_context(|| format!("cannot inspect {}", file.display()))?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let inspection = inspect_declared(&source, &name).with_context(|| format!("cannot inspect {}", file.display()))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&inspection)?);
     } else {
@@ -44,15 +48,20 @@ fn table(inspection: &Inspection) -> String {
         format!("{} ({})", inspection.format, evidence(inspection.evidence)),
     )];
     let mut row = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
+    row("variant", inspection.variant.map(ToOwned::to_owned));
     row("virtual size", inspection.virtual_size.map(size));
     row("allocated", inspection.allocated_size.map(size));
     row("file size", Some(size(inspection.file_size)));
+    row("block size", inspection.block_size.map(size));
     let contents: Vec<_> = inspection.contents.iter().map(ToString::to_string).collect();
     row("contents", (!contents.is_empty()).then(|| contents.join(", ")));
     if let Some(qcow2) = &inspection.qcow2 {
         for (name, value) in qcow2_rows(qcow2) {
             row(name, value);
         }
+    }
+    for (name, value) in inspection.disk.iter().flat_map(disk_rows) {
+        row(name, Some(value));
     }
     for warning in &inspection.warnings {
         row("warning", Some(warning.clone()));
@@ -70,7 +79,7 @@ fn table(inspection: &Inspection) -> String {
     text
 }
 
-fn qcow2_rows(qcow2: &Qcow2Details) -> [(&'static str, Option<String>); 10] {
+fn qcow2_rows(qcow2: &Qcow2Details) -> [(&'static str, Option<String>); 9] {
     let flags = [
         (qcow2.extended_l2, "extended L2 entries"),
         (qcow2.lazy_refcounts, "lazy refcounts"),
@@ -84,7 +93,6 @@ fn qcow2_rows(qcow2: &Qcow2Details) -> [(&'static str, Option<String>); 10] {
         .collect();
     [
         ("version", Some(format!("{} (compat {})", qcow2.version, qcow2.compat))),
-        ("cluster size", Some(size(qcow2.cluster_size))),
         ("refcount bits", Some(qcow2.refcount_bits.to_string())),
         ("compression", qcow2.compression_type.map(|codec| codec.to_string())),
         ("compressed", qcow2.compressed_size.filter(|size| *size > 0).map(size)),
@@ -97,6 +105,56 @@ fn qcow2_rows(qcow2: &Qcow2Details) -> [(&'static str, Option<String>); 10] {
         ("backing file", qcow2.backing_file.clone()),
         ("data file", qcow2.data_file.clone()),
     ]
+}
+
+/// What is on the disk.
+fn disk_rows(disk: &Disk) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    let partition_table = disk.partition_table.map(PartitionTable::name);
+    rows.extend(partition_table.map(|table| ("partition table", table.to_owned())));
+    rows.extend(disk.partitions.iter().map(|found| ("partition", partition(found))));
+    rows.extend(
+        disk.file_systems
+            .iter()
+            .map(|found| ("file system", file_system(found))),
+    );
+    let os = disk.os.as_ref();
+    let name = os.and_then(|os| os.pretty_name.clone().or_else(|| os.id.clone()));
+    rows.extend(name.map(|name| ("system", name)));
+    let boots = disk.boot.iter();
+    rows.extend(boots.map(|boot| ("boots by", format!("{} ({})", boot.mode.name(), boot.reason))));
+    if !disk.efi_loaders.is_empty() {
+        rows.push(("boot loaders", disk.efi_loaders.join(", ")));
+    }
+    rows
+}
+
+fn partition(partition: &Partition) -> String {
+    let Partition {
+        index,
+        start,
+        size: len,
+        kind,
+        ..
+    } = partition;
+    let mut text = format!("{index}: {} at {start}, type {kind}", size(*len));
+    if let Some(name) = &partition.name {
+        write!(text, ", named {name}").expect("a string takes everything");
+    }
+    if let Some(found) = &partition.file_system {
+        write!(text, ", {}", file_system(found)).expect("a string takes everything");
+    }
+    text
+}
+
+fn file_system(found: &FileSystem) -> String {
+    let mut text = found.kind.to_string();
+    for (word, value) in [("label", &found.label), ("uuid", &found.uuid)] {
+        if let Some(value) = value {
+            write!(text, " {word}={value}").expect("a string takes everything");
+        }
+    }
+    text
 }
 
 fn evidence(evidence: Evidence) -> String {
@@ -118,6 +176,31 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lithos_convert::inspect;
+
+    #[test]
+    fn partitions_and_boot_are_in_the_table() {
+        let mut disk = vec![0; 1 << 20];
+        // A partition of 64 KiB with XFS, and some code before the table.
+        disk[0] = 0xfa;
+        disk[446..462].copy_from_slice(&[0x80, 0, 0, 0, 0x83, 0, 0, 0, 64, 0, 0, 0, 128, 0, 0, 0]);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[32768..32772].copy_from_slice(b"XFSB");
+        disk[32876..32880].copy_from_slice(b"data");
+        let table = table(&inspect(&disk).unwrap());
+        let rows: Vec<_> = table
+            .lines()
+            .filter(|row| row.contains("partition") || row.contains("boots"))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                "partition table  mbr",
+                "partition        1: 64.00 KiB (65536 bytes) at 32768, type 0x83, xfs label=data",
+                "boots by         bios (active-partition)",
+            ]
+        );
+    }
 
     #[test]
     fn table_says_what_it_knows_and_no_more() {

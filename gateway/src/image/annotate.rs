@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lithos_convert::{Evidence, Format, ReadAt};
+use lithos_convert::{Disk, Evidence, Format, PartitionTable, ReadAt};
 use lithos_storage::{BucketName, LayoutId, ObjectKey, ObjectReader, layout::Layout};
 
 use super::read_at::ObjectImage;
@@ -12,6 +12,14 @@ use crate::app::App;
 pub(crate) const FORMAT: &str = "image-format";
 /// Annotation: the size of the disk that a guest sees, in bytes.
 pub(crate) const VIRTUAL_SIZE: &str = "image-virtual-size";
+/// Annotation: how the disk is divided: `mbr`, `gpt` or `hybrid-gpt`.
+const PARTITION_TABLE: &str = "image-partition-table";
+/// Annotation: the file systems on it, each sort once, in the order of their partitions.
+const FILE_SYSTEMS: &str = "image-file-systems";
+/// Annotation: the installed system, as `id` or `id version`.
+const OS: &str = "image-os";
+/// Annotation: how it boots: `bios`, `uefi`, or both.
+const BOOT: &str = "image-boot";
 /// Annotation: the key of the object that this one was derived from.
 pub(crate) const DERIVED_FROM: &str = "image-derived-from";
 /// Annotation: why the image will not be converted.
@@ -22,6 +30,8 @@ pub(crate) const JOBS: &str = "image-jobs";
 
 /// Longest warning, in bytes: it travels in a header.
 const WARNING_LEN_MAX: usize = 512;
+/// Longest of the others that an image has a say in. All metadata of an object shares the 8 KiB that clients take in headers.
+const TEXT_LEN_MAX: usize = 64;
 
 /// Looks at the content of an object that is about to be committed.
 ///
@@ -59,6 +69,9 @@ fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
             if let Some(size) = inspection.virtual_size {
                 found.insert(VIRTUAL_SIZE.to_owned(), size.to_string());
             }
+            if let Some(disk) = &inspection.disk {
+                found.extend(disk_annotations(disk));
+            }
             if let Some(refusal) = inspection.refusal {
                 found.insert(WARNING.to_owned(), header_text(&refusal.reason));
             }
@@ -68,6 +81,41 @@ fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
         }
     }
     found
+}
+
+/// What is on the disk, in few words.
+fn disk_annotations(disk: &Disk) -> impl Iterator<Item = (String, String)> {
+    let parts = disk
+        .partitions
+        .iter()
+        .filter_map(|partition| partition.file_system.as_ref());
+    let kinds = disk.file_systems.iter().chain(parts).map(|found| found.kind.name());
+    let os = disk.os.as_ref();
+    let os = os.map(|os| words(os.id.iter().chain(&os.version_id).map(String::as_str), " "));
+    let table = disk.partition_table.map(PartitionTable::name);
+    [
+        (PARTITION_TABLE, table.unwrap_or_default().to_owned()),
+        (FILE_SYSTEMS, words(kinds, ",")),
+        (OS, os.unwrap_or_default()),
+        (BOOT, words(disk.boot.iter().map(|boot| boot.mode.name()), ",")),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(name, value)| {
+        let value: String = header_text(&value).chars().take(TEXT_LEN_MAX).collect();
+        (name.to_owned(), value)
+    })
+}
+
+/// Words that are not yet there, one after another.
+fn words<'a>(words: impl Iterator<Item = &'a str>, separator: &str) -> String {
+    let mut listed: Vec<&str> = Vec::new();
+    for word in words {
+        if !listed.contains(&word) {
+            listed.push(word);
+        }
+    }
+    listed.join(separator)
 }
 
 /// `text` as it can stand in a header: printable ASCII, and not too long.
