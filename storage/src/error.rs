@@ -45,6 +45,8 @@ pub enum ErrorKind {
     Corrupt,
     /// The disk is full, or less is free than is to be kept in reserve. Reads and deletes go on.
     StorageFull,
+    /// The bucket has come to belong to somebody who does not let the caller do this.
+    AccessDenied,
     /// A bucket or a user would hold more than their quota.
     QuotaExceeded,
     /// The store was opened for reading only, or the file system is.

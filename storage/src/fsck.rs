@@ -9,6 +9,7 @@
 //! | `layout` | who owns blobs and borrows them, and that the sweep finds what is released |
 //! | `blob` | intents, and rows against files |
 //! | `job` | jobs, the queue, peers, and tables of a later release |
+//! | `user` | users, their ids and access keys |
 //! | `finding` | what can be found, what it means, and what to do |
 //!
 //! # Memory
@@ -25,6 +26,7 @@ mod object;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod user;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -142,6 +144,7 @@ pub async fn fsck(
     object::check(&mut check).await?;
     layout::check(&mut check).await?;
     job::check(&mut check).await?;
+    user::check(&mut check).await?;
     upkeep::check(&mut check).await?;
     blob::check(&mut check, options).await?;
     Ok(check.report)

@@ -72,6 +72,7 @@ mod space;
 mod staging;
 mod store;
 pub mod upgrade;
+mod user;
 
 pub use self::{
     compact::CompactStep,
@@ -96,4 +97,5 @@ pub use self::{
     scrub::{Scrub, ScrubState, ScrubStep},
     staging::{Content, ContentBuilder, Staging},
     store::{Limits, Store},
+    user::{AccessKeyRecord, KEYS_OF_USER_MAX, UserRecord},
 };

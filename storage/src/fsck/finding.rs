@@ -104,6 +104,9 @@ kinds! {
     BrokenQueue, "broken-queue", Error,
         "The queue and the jobs contradict each other: a job never runs, or the server does not start.",
         "Restore a backup, or report this with the output of the command.";
+    BrokenUser, "broken-user", Warning,
+        "A user's name, id and access keys contradict each other: requests of the user are refused, or it cannot be deleted.",
+        "No data is hurt. Report this with the output of the command.";
     WrongHolder, "wrong-holder", Warning,
         "A layout names another object than the one that has it; background work passes it over.",
         "Copy the object onto itself, which writes it anew.";

@@ -499,6 +499,30 @@ async fn jobs_and_the_queue_are_held_against_each_other() {
 }
 
 #[tokio::test]
+async fn users_ids_and_keys_are_held_against_each_other() {
+    let world = World::busy().await;
+    let key = crate::AccessKeyRecord {
+        access_key: "KEY".to_owned(),
+        created: Timestamp(0),
+        sealed_secret: Vec::new(),
+    };
+    let user = crate::UserRecord {
+        id: "ID".to_owned(),
+        name: "alice".to_owned(),
+        created: Timestamp(0),
+        keys: vec![key],
+    };
+    world.store.create_user(&user).await.unwrap();
+    assert_eq!(world.kinds().await, []);
+    for (table, findings) in [(b'R', 2), (b'G', 1), (b'F', 1)] {
+        let (row, value) = world.rows(table).await.into_iter().next().unwrap();
+        world.write(row.clone(), None).await;
+        assert_eq!(world.kinds().await, vec![FindingKind::BrokenUser; findings]);
+        world.write(row, Some(value)).await;
+    }
+}
+
+#[tokio::test]
 async fn tables_of_a_later_release_are_noted() {
     let world = World::busy().await;
     world.write(Bytes::from_static(b"~new"), Some(Bytes::new())).await;

@@ -68,7 +68,7 @@ pub struct BucketRecord {
     /// Its tags.
     #[n(3)]
     pub tags: Tags,
-    /// The access key of the user who created it.
+    /// Who created it: the id of a user, or the access key of the root keys of then.
     #[n(4)]
     pub owner: String,
     /// The most that it may hold.

@@ -197,6 +197,22 @@ impl Keys {
         prefix_range(b"S")
     }
 
+    pub(crate) fn user(name: &str) -> Bytes {
+        key(b'R', &[name.as_bytes()])
+    }
+
+    pub(crate) fn users() -> Range<Bytes> {
+        prefix_range(b"R")
+    }
+
+    pub(crate) fn name_of_user(id: &str) -> Bytes {
+        key(b'G', &[id.as_bytes()])
+    }
+
+    pub(crate) fn user_of_key(access_key: &str) -> Bytes {
+        key(b'F', &[access_key.as_bytes()])
+    }
+
     /// All keys of a table.
     pub(crate) fn table(table: u8) -> Range<Bytes> {
         prefix_range(&[table])

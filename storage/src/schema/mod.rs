@@ -22,6 +22,9 @@
 //! | `J` | job id | [`JobRecord`](crate::job::JobRecord) |
 //! | `Q` | due time, job id | empty: when the job wants a worker |
 //! | `S` | name | a peer server |
+//! | `R` | user name | [`UserRecord`](crate::UserRecord) |
+//! | `G` | user id | the user's name |
+//! | `F` | access key | the name of the user who has it |
 //! | `M` | name | facts about the store itself, its format version (`format`) and the release that wrote last (`release`) |
 //! | `W` | `b`, bucket id, measure | a counter: what the bucket holds, in bytes (`b`) or objects (`o`) |
 //! | `W` | `u`, measure, user | a counter: what all buckets of the user hold |

@@ -47,7 +47,7 @@ pub struct ObjectRecord {
     /// Jobs that were made for it, the latest last.
     #[n(10)]
     pub jobs: Vec<JobId>,
-    /// The access key of the user who wrote it.
+    /// Who wrote it, as in [`BucketRecord::owner`](super::BucketRecord::owner).
     #[n(11)]
     pub owner: String,
     /// Where replication to each zone stands, by zone.
