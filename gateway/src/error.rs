@@ -23,6 +23,7 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
         Kind::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
         Kind::PartTooSmall => S3ErrorCode::EntityTooSmall,
         Kind::InvalidArgument | Kind::NoSuchJob | Kind::NoSuchRecord => S3ErrorCode::InvalidArgument,
+        Kind::AccessDenied => S3ErrorCode::AccessDenied,
         Kind::TooLarge => S3ErrorCode::EntityTooLarge,
         Kind::IncompleteBody => S3ErrorCode::IncompleteBody,
         Kind::BodyFailed => return body_error(&error),

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     app::App,
+    auth::user,
     image::{annotate, wishes},
 };
 
@@ -90,6 +91,7 @@ pub(super) async fn copy_object(
         new.checksum = Some(full_checksum(&source, algorithm).await?);
     }
     let put = app.store.put_object(&bucket, &key, new, |bucket_record, record| {
+        user::require_owner(app, bucket_record, &record.owner)?;
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
     let record = put.await.map_err(write_error(conditional))?.record;

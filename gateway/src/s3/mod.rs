@@ -3,6 +3,7 @@
 //! The library `s3s` checks signatures, decodes requests and encodes responses; here is what the operations do. What is
 //! not implemented answers `NotImplemented`.
 
+mod access;
 mod answer;
 mod attributes;
 mod bucket;
@@ -13,8 +14,10 @@ mod get;
 mod lenient;
 mod list;
 mod multipart;
+mod owner;
 mod post;
 mod precondition;
+mod presigned;
 mod put;
 mod region;
 mod tagging;
@@ -38,7 +41,7 @@ use s3s::{
 
 use crate::{
     app::{App, SharedApp},
-    auth::route::{KeyringAuth, signed_routes},
+    auth::route::{UserAuth, signed_routes},
     server::{HttpRequest, HttpResponse, OperationName, RequestId, Service},
 };
 
@@ -70,7 +73,8 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
     config.custom_route_max_body_size = Some(lithos_storage::blob::BLOB_LEN_MAX + 1024);
     let mut builder = S3ServiceBuilder::new(Gateway { app: Arc::clone(app) });
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-    builder.set_auth(KeyringAuth(Arc::clone(app)));
+    builder.set_auth(UserAuth(Arc::clone(app)));
+    builder.set_access(access::Access(Arc::clone(app)));
     builder.set_route(Routes {
         app: Arc::clone(app),
         peers: signed_routes(app, PEER_PREFIX, crate::zone::routes(Arc::clone(app))),
@@ -136,6 +140,7 @@ async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) 
         }
     };
     let (mut request, watch) = xml_body::watch(request, domains);
+    presigned::prepare(&mut request);
     let place = lenient::prepare(&mut request);
     let response = library(service, request).await;
     if let Some(again) = place.and_then(|place| place.take()) {

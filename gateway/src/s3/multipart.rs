@@ -13,12 +13,13 @@ use super::{
     answer::xml_text,
     checksum::{self, Expected, checksum_type, named_checksums, set_checksum},
     list::page_size,
+    owner::Owners,
     post::object_url,
     precondition::{write_condition, write_error},
     put::{body, declared_len},
     wire::{
-        bucket_name, content_headers, etag, header_tags, length, object_key, owner, refuse, signer, store_error,
-        timestamp, upload_id, user_metadata,
+        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, timestamp,
+        upload_id, user_metadata,
     },
 };
 use crate::{
@@ -252,6 +253,7 @@ pub(super) async fn list_parts(
         parts.push(listed);
     }
     let upload = listing.upload;
+    let owners = Owners::of(app, [upload.owner.as_str()].into()).await?;
     let next = parts.last().and_then(|part| part.part_number);
     Ok(S3Response::new(dto::ListPartsOutput {
         bucket: Some(input.bucket),
@@ -262,11 +264,8 @@ pub(super) async fn list_parts(
         part_number_marker: Some(input.part_number_marker.unwrap_or_default()),
         next_part_number_marker: next,
         parts: Some(parts),
-        owner: Some(owner(&upload.owner)),
-        initiator: Some(dto::Initiator {
-            id: Some(upload.owner.clone()),
-            display_name: Some(upload.owner),
-        }),
+        owner: Some(owners.owner(&upload.owner)),
+        initiator: Some(owners.initiator(&upload.owner)),
         storage_class: Some(dto::StorageClass::from(
             upload
                 .headers

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     app::App,
+    auth::user,
     image::{annotate, wishes},
     import,
     job::{ImportTask, Task},
@@ -133,6 +134,7 @@ async fn commit(
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
     let conditional = new.condition != WriteCondition::Always;
     let put = app.store.put_object(bucket, key, new, |bucket_record, record| {
+        user::require_owner(app, bucket_record, &record.owner)?;
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
     let record = put.await.map_err(write_error(conditional))?.record;

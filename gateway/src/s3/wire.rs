@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -10,6 +11,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, dto};
 
 use crate::{
+    auth::user::Identity,
     error::s3_error,
     image::{annotate, wishes},
 };
@@ -79,20 +81,10 @@ pub(super) fn length(len: u64) -> i64 {
     i64::try_from(len).unwrap_or(i64::MAX)
 }
 
-pub(super) fn owner(access_key: &str) -> dto::Owner {
-    dto::Owner {
-        id: Some(access_key.to_owned()),
-        display_name: Some(access_key.to_owned()),
-    }
-}
-
-/// The access key that a request was signed with.
+/// The id of who signed a request.
 pub(super) fn signer<T>(request: &S3Request<T>) -> String {
-    request
-        .credentials
-        .as_ref()
-        .map(|credentials| credentials.access_key.clone())
-        .unwrap_or_default()
+    let caller = request.extensions.get::<Arc<Identity>>();
+    caller.map(|caller| caller.id.clone()).unwrap_or_default()
 }
 
 /// User metadata, without what the server itself shows under such names.
