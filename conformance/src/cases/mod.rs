@@ -16,6 +16,7 @@ pub mod presigned;
 pub mod ranges;
 pub mod tagging;
 pub mod unsupported;
+pub mod users;
 pub mod virtual_host;
 
 use crate::case::Case;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Case> {
         presigned::all(),
         chunked_uploads::all(),
         virtual_host::all(),
+        users::all(),
         bad_input::all(),
     ]
     .concat()

@@ -11,6 +11,7 @@
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
 //! | `zones` | two servers |
+//! | `users` | users with keys of their own, by the command and with profiles |
 //! | `exposition` | `/metrics`, read strictly |
 //! | `kill` | SIGKILL at random moments |
 //! | `torture` | power cuts and failing disks, and that these tests would see damage |
@@ -40,4 +41,5 @@ mod origin;
 mod races;
 mod s3;
 mod torture;
+mod users;
 mod zones;

@@ -53,5 +53,6 @@ families!(
     ranges,
     tagging,
     unsupported,
+    users,
     virtual_host
 );
