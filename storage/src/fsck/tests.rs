@@ -514,10 +514,10 @@ async fn users_ids_and_keys_are_held_against_each_other() {
     };
     world.store.create_user(&user).await.unwrap();
     assert_eq!(world.kinds().await, []);
-    for (table, findings) in [(b'R', 2), (b'G', 1), (b'F', 1)] {
+    for table in [b'R', b'G', b'F'] {
         let (row, value) = world.rows(table).await.into_iter().next().unwrap();
         world.write(row.clone(), None).await;
-        assert_eq!(world.kinds().await, vec![FindingKind::BrokenUser; findings]);
+        assert_eq!(world.kinds().await, [FindingKind::BrokenUser]);
         world.write(row, Some(value)).await;
     }
 }
