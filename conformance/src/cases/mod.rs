@@ -16,6 +16,7 @@ pub mod presigned;
 pub mod ranges;
 pub mod tagging;
 pub mod unsupported;
+pub mod versioning;
 pub mod virtual_host;
 
 use crate::case::Case;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<Case> {
         list_objects::all(),
         multipart_upload::all(),
         tagging::all(),
+        versioning::all(),
         presigned::all(),
         chunked_uploads::all(),
         virtual_host::all(),

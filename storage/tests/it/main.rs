@@ -18,4 +18,5 @@ mod model;
 mod multipart;
 mod quota;
 mod upkeep;
+mod versions;
 mod world;
