@@ -4,7 +4,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
     quota,
-    schema::{BucketId, BucketName, BucketRecord, Keys, Tags, decode, encode},
+    schema::{BucketId, BucketName, BucketRecord, Keys, Tags, Versioning, decode, encode},
     staging::get,
     store::Store,
 };
@@ -31,6 +31,7 @@ impl Store {
             owner,
             compression: None,
             quota: None,
+            versioning: Versioning::Never,
         };
         let bytes = encode(&record);
         transact!(&self.core.kv, |txn| {
@@ -91,7 +92,7 @@ impl Store {
     }
 
     /// Changes the record of a bucket. `change` may run several times. It cannot change id and owner, for whom the objects
-    /// are counted: what it does to them is undone.
+    /// are counted, and cannot make it one that never kept versions: what it does to them is undone.
     ///
     /// # Errors
     ///
@@ -103,9 +104,12 @@ impl Store {
     ) -> Result<BucketRecord> {
         let record = transact!(&self.core.kv, |txn| {
             let mut record = require_bucket(&mut txn, name).await?;
-            let (id, owner) = (record.id, record.owner.clone());
+            let (id, owner, versioning) = (record.id, record.owner.clone(), record.versioning);
             change(&mut record);
             (record.id, record.owner) = (id, owner);
+            if record.versioning == Versioning::Never {
+                record.versioning = versioning;
+            }
             txn.put(Keys::bucket(name), encode(&record))?;
             Ok(record)
         });
@@ -116,16 +120,23 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::BucketNotEmpty`] if it holds objects or uploads in progress.
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::BucketNotEmpty`] if it holds objects, versions or delete markers of them,
+    /// or uploads in progress.
     pub async fn delete_bucket(&self, name: &BucketName) -> Result<()> {
         transact!(&self.core.kv, |txn| {
             let record = require_bucket(&mut txn, name).await?;
-            // Both ranges are protected: an object or upload that is being added meets a conflict, or we do.
-            if txn.any(Keys::objects(record.id, b"")).await? || txn.any(Keys::uploads(record.id, b"")).await? {
-                return Err(Error::new(
-                    ErrorKind::BucketNotEmpty,
-                    format!("bucket {name} still holds objects or uploads in progress"),
-                ));
+            // The ranges are protected: what is being added to them meets a conflict, or we do.
+            for (range, what) in [
+                (Keys::objects(record.id, b""), "objects"),
+                (Keys::versions(record.id, ""), "versions or delete markers"),
+                (Keys::uploads(record.id, b""), "uploads in progress"),
+            ] {
+                if txn.any(range).await? {
+                    return Err(Error::new(
+                        ErrorKind::BucketNotEmpty,
+                        format!("bucket {name} still holds {what}"),
+                    ));
+                }
             }
             quota::forget(&mut txn, &record).await?;
             txn.delete(Keys::bucket(name))

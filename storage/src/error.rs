@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::blob::BlobId;
+use crate::{blob::BlobId, schema::DeleteMarker};
 
 /// What went wrong, for callers to match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,8 +13,12 @@ pub enum ErrorKind {
     BucketAlreadyExists,
     /// The bucket still holds objects or uploads.
     BucketNotEmpty,
-    /// The object does not exist.
+    /// The object does not exist, or its latest version is a delete marker, which the error then has.
     NoSuchKey,
+    /// The object does not have this version.
+    NoSuchVersion,
+    /// The version is a delete marker, which has no content. The error has it.
+    IsDeleteMarker,
     /// The multipart upload does not exist, or was completed or aborted.
     NoSuchUpload,
     /// A part named in a completion is missing or has another ETag.
@@ -84,6 +88,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     damage: Option<Box<Damage>>,
+    marker: Option<Box<DeleteMarker>>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -95,6 +100,7 @@ impl Error {
             kind,
             message: message.to_string(),
             damage: None,
+            marker: None,
             source: None,
         }
     }
@@ -110,6 +116,17 @@ impl Error {
     /// The damaged place, if that is what the error is about.
     pub fn damage(&self) -> Option<&Damage> {
         self.damage.as_deref()
+    }
+
+    /// The delete marker that is in the way, if that is what the error is about.
+    pub fn marker(&self) -> Option<&DeleteMarker> {
+        self.marker.as_deref()
+    }
+
+    /// The same error, about `marker`.
+    pub(crate) fn of_marker(mut self, marker: DeleteMarker) -> Self {
+        self.marker = Some(Box::new(marker));
+        self
     }
 
     /// The same error, caused by `source`.

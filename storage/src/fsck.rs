@@ -6,6 +6,7 @@
 //! | module | checks |
 //! | --- | --- |
 //! | `object` | buckets, objects, uploads, parts: that the layouts refer to blobs that are there and stay |
+//! | `version` | versions that are not current, delete markers, and which one is the null version |
 //! | `layout` | who owns blobs and borrows them, and that the sweep finds what is released |
 //! | `blob` | intents, and rows against files |
 //! | `job` | jobs, the queue, peers, and tables of a later release |
@@ -27,6 +28,7 @@ mod object;
 mod tests;
 mod upkeep;
 mod user;
+mod version;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -67,7 +69,7 @@ pub struct Progress {
 pub struct Counts {
     /// Buckets.
     pub buckets: u64,
-    /// Objects.
+    /// Object versions, current or not.
     pub objects: u64,
     /// Bytes of the objects, as clients see them.
     pub object_bytes: u64,
@@ -142,6 +144,7 @@ pub async fn fsck(
 ) -> Result<Report> {
     let mut check = Check::new(index, blobs, progress).await?;
     object::check(&mut check).await?;
+    version::check(&mut check).await?;
     layout::check(&mut check).await?;
     job::check(&mut check).await?;
     user::check(&mut check).await?;

@@ -17,6 +17,7 @@ pub mod ranges;
 pub mod tagging;
 pub mod unsupported;
 pub mod users;
+pub mod versioning;
 pub mod virtual_host;
 
 use crate::case::Case;
@@ -57,6 +58,7 @@ pub fn all() -> Vec<Case> {
         list_objects::all(),
         multipart_upload::all(),
         tagging::all(),
+        versioning::all(),
         presigned::all(),
         chunked_uploads::all(),
         virtual_host::all(),

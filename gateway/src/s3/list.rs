@@ -231,7 +231,7 @@ async fn split(
     Ok((contents, prefixes))
 }
 
-fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
+pub(super) fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
     dto::CommonPrefix {
         prefix: Some(encoding.apply(prefix)),
     }
@@ -239,13 +239,13 @@ fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
 
 /// How names are written in a listing.
 #[derive(Debug, Clone, Copy)]
-enum Encoding {
+pub(super) enum Encoding {
     Plain,
     Url,
 }
 
 impl Encoding {
-    fn of(asked: Option<&dto::EncodingType>) -> S3Result<Self> {
+    pub(super) fn of(asked: Option<&dto::EncodingType>) -> S3Result<Self> {
         match asked.map(dto::EncodingType::as_str) {
             None => Ok(Self::Plain),
             Some(dto::EncodingType::URL) => Ok(Self::Url),
@@ -253,7 +253,7 @@ impl Encoding {
         }
     }
 
-    fn apply(self, name: &str) -> String {
+    pub(super) fn apply(self, name: &str) -> String {
         match self {
             Self::Plain => xml_text(name),
             Self::Url => utf8_percent_encode(name, UNENCODED).to_string(),

@@ -21,6 +21,7 @@ mod presigned;
 mod put;
 mod region;
 mod tagging;
+mod versioning;
 mod wire;
 mod xml_body;
 
@@ -274,6 +275,7 @@ operations! {
     delete_objects(DeleteObjectsInput) -> DeleteObjectsOutput = delete::delete_objects;
     get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput = bucket::get_bucket_location;
     get_bucket_tagging(GetBucketTaggingInput) -> GetBucketTaggingOutput = tagging::get_bucket_tagging;
+    get_bucket_versioning(GetBucketVersioningInput) -> GetBucketVersioningOutput = versioning::get_bucket_versioning;
     get_object_attributes(GetObjectAttributesInput) -> GetObjectAttributesOutput = attributes::get_object_attributes;
     get_object(GetObjectInput) -> GetObjectOutput = get::get_object;
     get_object_tagging(GetObjectTaggingInput) -> GetObjectTaggingOutput = tagging::get_object_tagging;
@@ -281,11 +283,13 @@ operations! {
     head_object(HeadObjectInput) -> HeadObjectOutput = get::head_object;
     list_buckets(ListBucketsInput) -> ListBucketsOutput = bucket::list_buckets;
     list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput = list::list_multipart_uploads;
+    list_object_versions(ListObjectVersionsInput) -> ListObjectVersionsOutput = versioning::list_object_versions;
     list_objects(ListObjectsInput) -> ListObjectsOutput = list::list_objects;
     list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output = list::list_objects_v2;
     list_parts(ListPartsInput) -> ListPartsOutput = multipart::list_parts;
     post_object(PostObjectInput) -> PostObjectOutput = post::post_object;
     put_bucket_tagging(PutBucketTaggingInput) -> PutBucketTaggingOutput = tagging::put_bucket_tagging;
+    put_bucket_versioning(PutBucketVersioningInput) -> PutBucketVersioningOutput = versioning::put_bucket_versioning;
     put_object(PutObjectInput) -> PutObjectOutput = put::put_object;
     put_object_tagging(PutObjectTaggingInput) -> PutObjectTaggingOutput = tagging::put_object_tagging;
     upload_part(UploadPartInput) -> UploadPartOutput = multipart::upload_part;

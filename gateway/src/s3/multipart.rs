@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use lithos_storage::{
     CompletedPart, Error, ErrorKind, IngestOptions, Ingested, NewUpload, ObjectKey, ObjectRecord, OpenUpload,
-    PartNumber, WriteCondition,
+    PartNumber, PutOutcome, WriteCondition,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
@@ -18,8 +18,8 @@ use super::{
     precondition::{write_condition, write_error},
     put::{body, declared_len},
     wire::{
-        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, timestamp,
-        upload_id, user_metadata,
+        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, shown_version, signer,
+        store_error, timestamp, upload_id, user_metadata,
     },
 };
 use crate::{
@@ -140,8 +140,8 @@ pub(super) async fn complete_multipart_upload(
             }
             Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
         });
-    let record = match complete.await {
-        Ok(put) => put.record,
+    let PutOutcome { record, bucket: holder } = match complete.await {
+        Ok(put) => put,
         Err(error) => {
             let conditional = condition != WriteCondition::Always;
             return Err(refused.into_inner().unwrap_or_else(|| write_error(conditional)(error)));
@@ -154,6 +154,7 @@ pub(super) async fn complete_multipart_upload(
         key: Some(xml_text(&input.key)),
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
+        version_id: shown_version(&holder, record.version),
         ..Default::default()
     };
     set_checksum!(output, &record.checksum);

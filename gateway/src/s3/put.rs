@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::Stream;
 use http::HeaderMap;
-use lithos_storage::{BucketName, IngestOptions, Ingested, NewObject, ObjectKey, WriteCondition};
+use lithos_storage::{BucketName, IngestOptions, Ingested, NewObject, ObjectKey, PutOutcome, WriteCondition};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, TrailingHeaders, dto, dto::StreamingBlob};
 
 use super::{
@@ -13,7 +13,8 @@ use super::{
     checksum::{Expected, checksum_type, set_checksum},
     precondition::{write_condition, write_error},
     wire::{
-        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, user_metadata,
+        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, shown_version, signer,
+        store_error, user_metadata,
     },
 };
 use crate::{
@@ -137,11 +138,12 @@ async fn commit(
         user::require_owner(app, bucket_record, &record.owner)?;
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
-    let record = put.await.map_err(write_error(conditional))?.record;
+    let PutOutcome { record, bucket } = put.await.map_err(write_error(conditional))?;
     let mut output = dto::PutObjectOutput {
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
         size: Some(length(record.size())),
+        version_id: shown_version(&bucket, record.version),
         ..Default::default()
     };
     set_checksum!(output, &record.checksum);

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use lithos_storage::{BucketName, ContentHeaders, LayoutId, ObjectKey, Tags, clock::Timestamp};
+use lithos_storage::{
+    BucketName, BucketRecord, ContentHeaders, LayoutId, ObjectKey, Tags, VersionId, VersionStamp, Versioning,
+    clock::Timestamp,
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, dto};
 
@@ -66,6 +69,18 @@ pub(super) fn object_key(key: &str) -> S3Result<ObjectKey> {
 pub(super) fn upload_id(id: &str) -> S3Result<LayoutId> {
     id.parse()
         .map_err(|_| refuse(S3ErrorCode::NoSuchUpload, "there is no upload with this id"))
+}
+
+/// The version that a request names.
+pub(super) fn version_id(id: Option<&str>) -> S3Result<Option<VersionId>> {
+    id.map(str::parse)
+        .transpose()
+        .map_err(|e: lithos_storage::Error| refuse(S3ErrorCode::InvalidArgument, e.to_string()))
+}
+
+/// The version id in an answer: none in a bucket that never kept versions.
+pub(super) fn shown_version(bucket: &BucketRecord, version: VersionStamp) -> Option<String> {
+    (bucket.versioning != Versioning::Never).then(|| version.id().to_string())
 }
 
 pub(super) fn timestamp(time: Timestamp) -> dto::Timestamp {

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use minicbor::{Decode, Encode};
 
-use super::{BucketId, QuotaRecord, Tags};
+use super::{BucketId, QuotaRecord, Tags, Versioning};
 use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
@@ -77,6 +77,10 @@ pub struct BucketRecord {
     /// The level of zstd at which its objects are compressed at rest, if they are.
     #[n(6)]
     pub compression: Option<i32>,
+    /// Whether it keeps versions.
+    #[n(7)]
+    #[cbor(default)]
+    pub versioning: Versioning,
 }
 
 #[cfg(test)]
@@ -110,8 +114,8 @@ mod tests {
         };
         let record: BucketRecord = decode(&encode(&earlier)).unwrap();
         assert_eq!(
-            (record.id, record.owner.as_str(), record.quota),
-            (earlier.id, "owner", None)
+            (record.id, record.owner.as_str(), record.quota, record.versioning),
+            (earlier.id, "owner", None, Versioning::Never)
         );
         let quota = QuotaRecord {
             bytes: Some(u64::MAX),
@@ -119,6 +123,7 @@ mod tests {
         };
         let record = BucketRecord {
             quota: Some(quota),
+            versioning: Versioning::Suspended,
             ..record
         };
         assert_eq!(decode::<BucketRecord>(&encode(&record)).unwrap(), record);

@@ -6,6 +6,8 @@
 //! | --- | --- | --- |
 //! | `B` | bucket name | [`BucketRecord`] |
 //! | `O` | bucket id, object key | [`ObjectRecord`] of the current version |
+//! | `V` | bucket id, object key with each byte one larger, NUL, sequence inverted | [`VersionRow`]: a version that is not current, or a delete marker; the newest of a key first |
+//! | `v` | bucket id, object key | the sequence of the row of table `V` that is the key's null version, if one is |
 //! | `U` | bucket id, object key, NUL, upload id | [`UploadRecord`] |
 //! | `P` | upload id, part number | [`PartRecord`] |
 //! | `N` | layout id, page | the checksums of a completed upload's parts, a page of them |
@@ -31,7 +33,8 @@
 //! | `W` | `p`, upload id | a counter: bytes of the parts of an upload in progress |
 //! | `Z` | user | [`QuotaRecord`] of all buckets of the user |
 //!
-//! Ids are 16 bytes, numbers big-endian, so that keys sort as their parts do. Values are CBOR arrays with numbered
+//! Ids are 16 bytes, numbers big-endian, so that keys sort as their parts do. Text in UTF-8 has no byte 255, so each byte
+//! of an object key can be made one larger to have NUL end it: then versions sort by key first, as objects do. Values are CBOR arrays with numbered
 //! fields (RFC 8949), so that a later version can add fields that an earlier record lacks; counters are those of
 //! [`kv`](crate::kv).
 
@@ -42,6 +45,7 @@ mod layout;
 mod object;
 mod quota;
 mod upload;
+mod version;
 
 pub use self::{
     bucket::{BucketName, BucketRecord},
@@ -50,6 +54,7 @@ pub use self::{
     object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
     quota::{QuotaRecord, Usage},
     upload::{PartNumber, PartRecord, UploadRecord},
+    version::{DeleteMarker, Version, VersionId, VersionStamp, Versioning},
 };
 pub(crate) use self::{
     id::random_u64,
@@ -57,6 +62,7 @@ pub(crate) use self::{
     layout::{BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, LayoutRecord, LayoutState},
     quota::Measure,
     upload::EndedUpload,
+    version::VersionRow,
 };
 
 use bytes::Bytes;
@@ -70,7 +76,8 @@ use crate::error::{Error, Result};
 /// | --- | --- |
 /// | 1 | the tables above |
 /// | 2 | a [`LayoutRecord`] names its holder; blob files may be compressed |
-pub(crate) const FORMAT_VERSION: u64 = 2;
+/// | 3 | tables `V` and `v`; an object has a [`VersionStamp`], and a holder the version |
+pub(crate) const FORMAT_VERSION: u64 = 3;
 
 /// Renders a record.
 pub(crate) fn encode<T: Encode<()>>(record: &T) -> Bytes {

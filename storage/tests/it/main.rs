@@ -19,4 +19,5 @@ mod multipart;
 mod quota;
 mod upkeep;
 mod users;
+mod versions;
 mod world;
