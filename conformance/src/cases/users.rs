@@ -358,20 +358,13 @@ async fn wrong_secrets_and_unknown_keys_are_refused(bench: Bench) -> Result<()> 
     };
     let answer = alice.bench.object("GET", "k").signed(&wrong)?.send(&wrong).await?;
     answer.expect_error(403, "SignatureDoesNotMatch")?;
-    for unknown in [
-        "LITHOS0000000000UNKNOWN",
-        "short",
-        "with/a/slash/and/more",
-        "\u{e9}\u{e9}",
-    ] {
+    for unknown in ["LITHOS0000000000UNKNOWN", "short", "with-a-hyphen-in-it"] {
         let unknown = Target {
             access_key: unknown.to_owned(),
             ..alice.bench.target.clone()
         };
         let answer = alice.bench.object("GET", "k").signed(&unknown)?.send(&unknown).await?;
-        let refused = answer.expect_error(403, "InvalidAccessKeyId");
-        // What is not even a header is refused as such.
-        ensure!(refused.is_ok() || !unknown.access_key.is_ascii(), "{}", answer.text());
+        answer.expect_error(403, "InvalidAccessKeyId")?;
     }
     // The admin API is root's.
     let management = Target {

@@ -504,8 +504,11 @@ async fn nothing_comes_into_the_bucket_of_another_user() {
     let (az1, az2) = two_sites().await;
     let keys = user::KeyPair::new(None, None).unwrap();
     let bob = user::create(&az2.app, "bob", &keys).await.unwrap();
-    let created = az2.app.store.create_bucket(&bucket(), None, Tags::new(), bob.id.clone());
-    created.await.unwrap();
+    az2.app
+        .store
+        .create_bucket(&bucket(), None, Tags::new(), bob.id.clone())
+        .await
+        .unwrap();
     let raw = az1.put_bytes("a.img", noise(1000, 1)).await;
     let mut offer = ObjectOffer {
         zone: "az2".parse().unwrap(),
