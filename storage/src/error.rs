@@ -51,6 +51,12 @@ pub enum ErrorKind {
     StorageFull,
     /// The bucket has come to belong to somebody who does not let the caller do this.
     AccessDenied,
+    /// Object lock protects the version.
+    Locked,
+    /// The bucket has no object lock.
+    NoObjectLock,
+    /// The bucket's versioning and object lock do not allow it.
+    InvalidBucketState,
     /// A bucket or a user would hold more than their quota.
     QuotaExceeded,
     /// The store was opened for reading only, or the file system is.

@@ -10,6 +10,7 @@
 //! | `layout` | who owns blobs and borrows them, and that the sweep finds what is released |
 //! | `blob` | intents, and rows against files |
 //! | `job` | jobs, the queue, peers, and tables of a later release |
+//! | `lifecycle` | lifecycle rules and how far they are |
 //! | `user` | users, their ids and access keys |
 //! | `finding` | what can be found, what it means, and what to do |
 //!
@@ -23,6 +24,7 @@ mod blob;
 mod finding;
 mod job;
 mod layout;
+mod lifecycle;
 mod object;
 #[cfg(test)]
 mod tests;
@@ -148,6 +150,7 @@ pub async fn fsck(
     layout::check(&mut check).await?;
     job::check(&mut check).await?;
     user::check(&mut check).await?;
+    lifecycle::check(&mut check).await?;
     upkeep::check(&mut check).await?;
     blob::check(&mut check, options).await?;
     Ok(check.report)

@@ -61,9 +61,11 @@ mod ingest;
 pub mod job;
 pub mod kv;
 pub mod layout;
+pub mod lifecycle;
 mod list;
 mod list_versions;
 pub mod local;
+mod lock;
 mod multipart;
 mod object;
 mod part_checksum;
@@ -93,6 +95,7 @@ pub use self::{
     ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
     list_versions::{ListVersions, VersionEntry},
+    lock::Governance,
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
     object::{DeleteCondition, Deleted, NewObject, OpenObject, PutOutcome, WriteCondition},
     part_checksum::PARTS_A_READ_MAX,
@@ -100,9 +103,10 @@ pub use self::{
     read::{ObjectReader, ReadStream},
     replica::{BLOB_TRAILER_LEN, MissingBlobs, REPLICA_BLOBS_MAX, Replica, ReplicaOutcome},
     schema::{
-        BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, DeleteMarker,
-        JobId, LayoutId, ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, QuotaRecord, Tags, UploadRecord,
-        Usage, Version, VersionId, VersionStamp, Versioning,
+        BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders,
+        DefaultRetention, DeleteMarker, JobId, LayoutId, LockMode, ObjectKey, ObjectLock, ObjectRecord, PartNumber,
+        PartRecord, PartSize, QuotaRecord, Retention, RetentionPeriod, Tags, UploadRecord, Usage, Version, VersionId,
+        VersionLock, VersionStamp, Versioning,
     },
     scrub::{Scrub, ScrubState, ScrubStep},
     staging::{Content, ContentBuilder, Staging},

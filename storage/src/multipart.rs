@@ -22,6 +22,7 @@ use crate::{
     job::NewJob,
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
     layout::{Layout, LayoutBuilder, LayoutCursor},
+    lock,
     object::{PutOutcome, WriteCondition, check_condition, release, write_object},
     part_checksum::keep_part_checksums,
     quota::{charge_part, uncharge_parts},
@@ -29,7 +30,7 @@ use crate::{
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,
         Holder, Keys, LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize,
-        Tags, UploadRecord, VersionStamp, decode, encode,
+        Tags, UploadRecord, VersionLock, VersionStamp, decode, encode,
     },
     staging::{Content, Staging, abandon_blob, get},
     store::Store,
@@ -56,6 +57,8 @@ pub struct NewUpload {
     pub checksum_type: Option<ChecksumType>,
     /// As in [`UploadRecord::owner`].
     pub owner: String,
+    /// As in [`UploadRecord::lock`].
+    pub lock: VersionLock,
 }
 
 /// An upload in progress.
@@ -106,9 +109,11 @@ impl Store {
             checksum_algorithm: new.checksum_algorithm,
             checksum_type: new.checksum_type,
             owner: new.owner,
+            lock: new.lock,
         });
         transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
+            lock::settle(&bucket, new.lock, now)?;
             txn.put(Keys::upload(bucket.id, key.as_str(), id), record.clone())?;
             txn.put(
                 Keys::layout(id),
@@ -579,6 +584,7 @@ fn completed_record(
         owner: upload.owner,
         replication: BTreeMap::new(),
         version: VersionStamp::default(),
+        lock: upload.lock,
     })
 }
 

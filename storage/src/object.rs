@@ -14,12 +14,13 @@ use crate::{
     hashing::Hashing,
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
+    lock::{self, Governance},
     pin::LayoutPin,
     quota::{Change, charge},
     read::ObjectReader,
     schema::{
         BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, Holder, JobId, Keys, LayoutId, LayoutRecord,
-        LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, VersionId, VersionStamp, Versioning, encode,
+        LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, VersionId, VersionLock, VersionStamp, Versioning, encode,
     },
     staging::{Content, get},
     store::Store,
@@ -162,8 +163,8 @@ impl Store {
     /// Commits `new` as the current version of `key`. The version before is released, or kept as the bucket's versioning
     /// says.
     ///
-    /// `complete` sees the bucket and the record as they will be written, may add to the record, and returns jobs to queue
-    /// in the same transaction. It may run several times.
+    /// `complete` sees the bucket and the record as they will be written, may add to the record, such as what is to protect
+    /// it, and returns jobs to queue in the same transaction. It may run several times.
     ///
     /// # Errors
     ///
@@ -201,6 +202,7 @@ impl Store {
             owner: new.owner,
             replication: BTreeMap::new(),
             version: VersionStamp::default(),
+            lock: VersionLock::default(),
         };
         let outcome = transact!(&self.core.kv, |txn| {
             let now = self.now();
@@ -340,13 +342,30 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As for [`Store::delete_object_if`].
+    /// As for [`Store::delete_object_if`]; [`ErrorKind::Locked`] if object lock protects it.
     pub async fn delete_version(
         &self,
         bucket: &BucketName,
         key: &ObjectKey,
         version: VersionId,
         condition: &DeleteCondition,
+    ) -> Result<Deleted> {
+        self.delete_retained(bucket, key, version, condition, Governance::Holds)
+            .await
+    }
+
+    /// As [`Store::delete_version`], by a caller who may bypass a retention in governance mode.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::delete_version`].
+    pub async fn delete_retained(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        version: VersionId,
+        condition: &DeleteCondition,
+        governance: Governance,
     ) -> Result<Deleted> {
         let deleted = transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
@@ -361,6 +380,9 @@ impl Store {
                 version: (bucket.versioning != Versioning::Never).then_some(version),
                 is_marker: matches!(found, Some(Found::Marker(_))),
             };
+            if let Some(Found::Object(placed)) = &found {
+                lock::check_delete(&placed.record, self.now(), governance)?;
+            }
             if let Some(found) = found {
                 version::remove(&mut txn, self.now(), &bucket, key, found).await?;
             }
@@ -415,11 +437,12 @@ impl Store {
             let mut placed = version::require(&mut txn, &bucket, key, version).await?;
             let state = placed.state();
             let record = &mut placed.record;
-            let (layout_id, layout, stamp) = (record.layout_id, record.layout.clone(), record.version);
+            let (layout_id, layout) = (record.layout_id, record.layout.clone());
+            let (stamp, lock) = (record.version, record.lock);
             let jobs = change(&bucket, record, state)?;
             record.layout_id = layout_id;
             record.layout = layout;
-            record.version = stamp;
+            (record.version, record.lock) = (stamp, lock);
             add_jobs(&mut txn, self.now(), record, &jobs)?;
             let record = placed.write(&mut txn)?;
             Ok(PutOutcome { record, bucket })
@@ -451,11 +474,12 @@ pub(crate) async fn write_object(
 ) -> Result<ObjectRecord> {
     let replaced = match &place.current {
         Some(current) if current.layout_id == record.layout_id => {
-            record.version = current.version;
+            (record.version, record.lock) = (current.version, current.lock);
             Some(current.size())
         }
         _ => {
             record.version = place.stamp;
+            record.lock = lock::settle(bucket, record.lock, now)?;
             place.clear(txn, now, bucket, key).await?
         }
     };

@@ -36,12 +36,13 @@ use crate::{
     ingest::BodyError,
     kv::{Durability, Txn, transact},
     layout::{Extent, Layout, LayoutCursor},
+    lock::{self, Governance},
     object::{PutOutcome, write_object},
     quota::{Change, charge},
     read::ReadStream,
     schema::{
         BlobRecord, BucketId, BucketName, BucketRecord, DeadLayout, Holder, IntentRecord, IntentStage, JobId, Keys,
-        LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, encode,
+        LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, VersionLock, encode,
     },
     staging::{INTENT_MILLIS, borrow, get},
     store::{Core, Store},
@@ -259,6 +260,8 @@ impl Store {
             let now = self.now();
             let mut place = Place::find(&mut txn, now, &bucket, key).await?;
             let mut record = record.clone();
+            // What protects the object there means nothing here, where this bucket's object lock counts.
+            record.lock = VersionLock::default();
             // What this server has made of the same version stays known.
             record.jobs = match &place.current {
                 Some(current) if is_newer(current, &record) => return Ok(ReplicaOutcome::Superseded),
@@ -266,7 +269,7 @@ impl Store {
                     place.stamp = current.version;
                     current.jobs.clone()
                 }
-                _ => take_back(&mut txn, &bucket, key, record.layout_id).await?,
+                _ => take_back(&mut txn, now, &bucket, key, record.layout_id).await?,
             };
             if !reach.is_empty() {
                 let holder = Holder::version(bucket.id, key, place.stamp);
@@ -500,12 +503,19 @@ async fn standing(txn: &mut Txn, id: BlobId) -> Result<Standing> {
 
 /// Takes a version with this layout out of those that are not current, where it is one: it comes again, and no layout has
 /// two versions. Gives its jobs.
-async fn take_back(txn: &mut Txn, bucket: &BucketRecord, key: &ObjectKey, layout: LayoutId) -> Result<Vec<JobId>> {
+async fn take_back(
+    txn: &mut Txn,
+    now: Timestamp,
+    bucket: &BucketRecord,
+    key: &ObjectKey,
+    layout: LayoutId,
+) -> Result<Vec<JobId>> {
     let placed = version_of(txn, layout).await?;
     let Some(placed) = placed.filter(|placed| placed.is_of(bucket.id, key)) else {
         return Ok(Vec::new());
     };
     let Placed { record, .. } = placed;
+    lock::check_delete(&record, now, Governance::Holds)?;
     take_row(txn, bucket.id, key, record.version)?;
     charge(txn, bucket, Change::of_object(Some(record.size()), None)).await?;
     Ok(record.jobs)

@@ -215,6 +215,15 @@ pub(crate) enum Found {
     Marker(DeleteMarker),
 }
 
+impl Found {
+    pub(crate) fn stamp(&self) -> VersionStamp {
+        match self {
+            Self::Object(placed) => placed.record.version,
+            Self::Marker(marker) => marker.version,
+        }
+    }
+}
+
 /// Looks for the version `version` of `key`, or the current one.
 pub(crate) async fn find(
     txn: &mut Txn,

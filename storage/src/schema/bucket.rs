@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use minicbor::{Decode, Encode};
 
-use super::{BucketId, QuotaRecord, Tags, Versioning};
+use super::{BucketId, ObjectLock, QuotaRecord, Tags, Versioning};
 use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
@@ -81,6 +81,13 @@ pub struct BucketRecord {
     #[n(7)]
     #[cbor(default)]
     pub versioning: Versioning,
+    /// Whether it has lifecycle rules, which are in a row of their own.
+    #[n(8)]
+    #[cbor(default)]
+    pub lifecycle: bool,
+    /// Its object lock, if it has that.
+    #[n(9)]
+    pub object_lock: Option<ObjectLock>,
 }
 
 #[cfg(test)]

@@ -216,6 +216,14 @@ impl Keys {
         prefix_range(b"S")
     }
 
+    pub(crate) fn lifecycle(bucket: BucketId) -> Bytes {
+        key(b'T', &[&bucket.0, b"r"])
+    }
+
+    pub(crate) fn lifecycle_state(bucket: BucketId) -> Bytes {
+        key(b'T', &[&bucket.0, b"s"])
+    }
+
     pub(crate) fn user(name: &str) -> Bytes {
         key(b'R', &[name.as_bytes()])
     }

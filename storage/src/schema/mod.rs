@@ -24,6 +24,8 @@
 //! | `J` | job id | [`JobRecord`](crate::job::JobRecord) |
 //! | `Q` | due time, job id | empty: when the job wants a worker |
 //! | `S` | name | a peer server |
+//! | `T` | bucket id, `r` | [`LifecycleRecord`](crate::lifecycle::LifecycleRecord): the bucket's rules |
+//! | `T` | bucket id, `s` | [`LifecycleState`](crate::lifecycle::LifecycleState): how far they have been carried out |
 //! | `R` | user name | [`UserRecord`](crate::UserRecord) |
 //! | `G` | user id | the user's name |
 //! | `F` | access key | the name of the user who has it |
@@ -42,6 +44,7 @@ mod bucket;
 mod id;
 mod key;
 mod layout;
+mod lock;
 mod object;
 mod quota;
 mod upload;
@@ -51,6 +54,7 @@ pub use self::{
     bucket::{BucketName, BucketRecord},
     id::{BucketId, JobId, LayoutId},
     key::ObjectKey,
+    lock::{DefaultRetention, LockMode, ObjectLock, Retention, RetentionPeriod, VersionLock},
     object::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, ObjectRecord, PartSize, Tags},
     quota::{QuotaRecord, Usage},
     upload::{PartNumber, PartRecord, UploadRecord},

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use minicbor::{Decode, Encode};
 
-use super::{JobId, LayoutId, VersionStamp};
+use super::{JobId, LayoutId, VersionLock, VersionStamp};
 use crate::{clock::Timestamp, layout::Layout};
 
 /// Tags of an object or a bucket.
@@ -57,6 +57,10 @@ pub struct ObjectRecord {
     #[n(13)]
     #[cbor(default)]
     pub version: VersionStamp,
+    /// What protects it from being deleted.
+    #[n(14)]
+    #[cbor(default)]
+    pub lock: VersionLock,
 }
 
 impl ObjectRecord {
@@ -226,6 +230,13 @@ mod tests {
             version: VersionStamp {
                 sequence: u64::MAX,
                 token: Some(u64::MAX),
+            },
+            lock: VersionLock {
+                retention: Some(crate::schema::Retention {
+                    mode: crate::schema::LockMode::Compliance,
+                    until: Timestamp(u64::MAX),
+                }),
+                legal_hold: Some(true),
             },
         };
         let since = Timestamp(u64::MAX);

@@ -14,6 +14,7 @@ mod ingest;
 mod jobs;
 mod layout;
 mod list;
+mod locks;
 mod model;
 mod multipart;
 mod quota;
