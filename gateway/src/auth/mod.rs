@@ -141,7 +141,7 @@ fn write_secret(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Random capital letters and digits.
-fn random_name(len: usize) -> anyhow::Result<String> {
+pub(crate) fn random_name(len: usize) -> anyhow::Result<String> {
     const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut bytes = vec![0; len];
     seal::fill_random(&mut bytes)?;

@@ -24,9 +24,6 @@ pub(super) async fn create_bucket(
     let caller = caller(&request)?;
     let input = request.input;
     let name = bucket_name(&input.bucket)?;
-    if input.object_lock_enabled_for_bucket == Some(true) {
-        return Err(refuse(S3ErrorCode::NotImplemented, "object lock is not available"));
-    }
     let configuration = input.create_bucket_configuration.unwrap_or_default();
     let region = configuration
         .location_constraint
@@ -41,7 +38,12 @@ pub(super) async fn create_bucket(
         ));
     }
     let tags = set_tags(configuration.tags.unwrap_or_default(), BUCKET_TAGS_MAX)?;
-    let created = app.store.create_bucket(&name, region, tags, caller.id.clone()).await;
+    let owner = caller.id.clone();
+    let created = if input.object_lock_enabled_for_bucket == Some(true) {
+        app.store.create_locked_bucket(&name, region, tags, owner).await
+    } else {
+        app.store.create_bucket(&name, region, tags, owner).await
+    };
     if let Err(error) = created {
         return match error.kind() {
             ErrorKind::BucketAlreadyExists => Err(taken(app, &caller, &name).await?),

@@ -12,7 +12,9 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 use super::{
     PUT_LEN_MAX,
     checksum::{checksum_type, parse_algorithm, set_checksum},
+    lifecycle::expiration,
     multipart::{open_upload, part_number},
+    object_lock,
     precondition::{ETags, ReadConditions, Unmet, write_condition, write_error},
     wire::{
         bucket_name, content_headers, etag, header_tags, object_key, refuse, shown_version, signer, storage_class,
@@ -64,6 +66,7 @@ pub(super) async fn copy_object(
         ));
     }
     let condition = write_condition(&request.headers)?;
+    let lock = object_lock::asked(app, &request.headers)?;
     let conditional = condition != WriteCondition::Always;
     let algorithm = input
         .checksum_algorithm
@@ -92,6 +95,7 @@ pub(super) async fn copy_object(
     }
     let put = app.store.put_object(&bucket, &key, new, |bucket_record, record| {
         user::require_owner(app, bucket_record, &record.owner)?;
+        record.lock = lock;
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
     let PutOutcome { record, bucket } = put.await.map_err(write_error(conditional))?;
@@ -106,6 +110,7 @@ pub(super) async fn copy_object(
         copy_object_result: Some(result),
         copy_source_version_id: shown_version(&source.bucket, source.record.version),
         version_id: shown_version(&bucket, record.version),
+        expiration: expiration(app, &bucket, key.as_str(), &record).await?,
         ..Default::default()
     }))
 }

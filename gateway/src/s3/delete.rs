@@ -1,11 +1,12 @@
 //! DeleteObject and DeleteObjects.
 
 use futures::{StreamExt, stream};
-use lithos_storage::{BucketName, DeleteCondition, Deleted};
+use lithos_storage::{BucketName, DeleteCondition, Deleted, Governance};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer::xml_text,
+    object_lock::governance,
     precondition::{ETags, delete_condition, named_etag, write_error},
     wire::{bucket_name, object_key, refuse, store_error, version_id},
 };
@@ -32,6 +33,7 @@ pub(super) async fn delete_object(
         &input.key,
         input.version_id.as_deref(),
         &condition,
+        governance(input.bypass_governance_retention),
     )
     .await?;
     Ok(S3Response::new(dto::DeleteObjectOutput {
@@ -48,6 +50,7 @@ pub(super) async fn delete_objects(
     let input = request.input;
     let bucket = bucket_name(&input.bucket)?;
     app.store.bucket(&bucket).await.map_err(store_error)?;
+    let governance = governance(input.bypass_governance_retention);
     let dto::Delete { objects, quiet } = input.delete;
     if objects.is_empty() || objects.len() > KEYS_MAX {
         return Err(refuse(
@@ -59,7 +62,7 @@ pub(super) async fn delete_objects(
         .map(|object| {
             let bucket = &bucket;
             async move {
-                let result = delete_listed(app, bucket, &object).await;
+                let result = delete_listed(app, bucket, &object, governance).await;
                 (object, result)
             }
         })
@@ -82,13 +85,19 @@ pub(super) async fn delete_objects(
     }))
 }
 
-async fn delete_listed(app: &App, bucket: &BucketName, object: &dto::ObjectIdentifier) -> S3Result<Deleted> {
+async fn delete_listed(
+    app: &App,
+    bucket: &BucketName,
+    object: &dto::ObjectIdentifier,
+    governance: Governance,
+) -> S3Result<Deleted> {
     let condition = delete_condition(
         object.e_tag.as_ref().map(named_etag),
         object.last_modified_time.clone(),
         object.size,
     )?;
-    delete(app, bucket, &object.key, object.version_id.as_deref(), &condition).await
+    let version = object.version_id.as_deref();
+    delete(app, bucket, &object.key, version, &condition, governance).await
 }
 
 async fn delete(
@@ -97,11 +106,17 @@ async fn delete(
     key: &str,
     version: Option<&str>,
     condition: &DeleteCondition,
+    governance: Governance,
 ) -> S3Result<Deleted> {
     let key = object_key(key)?;
     let deleted = match version_id(version)? {
         None => app.store.delete_object_if(bucket, &key, condition).await,
-        Some(version) => app.store.delete_version(bucket, &key, version, condition).await,
+        Some(version) => {
+            let store = &app.store;
+            store
+                .delete_retained(bucket, &key, version, condition, governance)
+                .await
+        }
     };
     deleted.map_err(write_error(*condition != DeleteCondition::default()))
 }

@@ -14,6 +14,8 @@ use sync_wrapper::SyncStream;
 
 use super::{
     checksum::{checksum_type, set_checksum},
+    lifecycle::expiration,
+    object_lock,
     precondition::{ETags, ReadConditions, Unmet},
     put::shown_metadata,
     wire::{
@@ -60,6 +62,7 @@ macro_rules! describe {
     ($output:ident, $object:expr, $input:expr) => {{
         let object: &OpenObject = $object;
         let record = &object.record;
+        let lock = object_lock::shown(record);
         dto::$output {
             accept_ranges: Some("bytes".to_owned()),
             cache_control: $input
@@ -88,6 +91,9 @@ macro_rules! describe {
             e_tag: Some(etag(&record.etag)),
             last_modified: Some(timestamp(record.last_modified)),
             metadata: Some(shown_metadata(&record.metadata, &record.annotations)),
+            object_lock_legal_hold_status: lock.legal_hold,
+            object_lock_mode: lock.mode,
+            object_lock_retain_until_date: lock.until,
             replication_status: zone::status(record).map(dto::ReplicationStatus::from_static),
             storage_class: shown_storage_class(&record.headers),
             tag_count: (!record.tags.is_empty()).then(|| i32::try_from(record.tags.len()).unwrap_or(i32::MAX)),
@@ -108,7 +114,11 @@ pub(super) async fn get_object(
     let object = open(app, &input.bucket, &input.key, input.version_id.as_deref()).await?;
     conditions!(input, &request.headers).check(&object.record, Unmet::NotModified)?;
     let asked = Asked::new(input.range, input.part_number, &object.record)?;
+    let is_current = input.version_id.is_none();
     let mut output = describe!(GetObjectOutput, &object, input);
+    if is_current {
+        output.expiration = expiration(app, &object.bucket, &input.key, &object.record).await?;
+    }
     output.content_length = Some(length(asked.len()));
     output.content_range = asked.content_range();
     output.parts_count = asked.parts_count;
@@ -133,7 +143,11 @@ pub(super) async fn head_object(
     let object = open(app, &input.bucket, &input.key, input.version_id.as_deref()).await?;
     conditions!(input, &request.headers).check(&object.record, Unmet::NotModified)?;
     let asked = Asked::new(input.range, input.part_number, &object.record)?;
+    let is_current = input.version_id.is_none();
     let mut output = describe!(HeadObjectOutput, &object, input);
+    if is_current {
+        output.expiration = expiration(app, &object.bucket, &input.key, &object.record).await?;
+    }
     output.content_length = Some(length(asked.len()));
     output.content_range = asked.content_range();
     output.parts_count = asked.parts_count;

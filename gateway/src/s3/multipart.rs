@@ -12,7 +12,9 @@ use super::{
     PUT_LEN_MAX,
     answer::xml_text,
     checksum::{self, Expected, checksum_type, named_checksums, set_checksum},
+    lifecycle::expiration,
     list::page_size,
+    object_lock,
     owner::Owners,
     post::object_url,
     precondition::{write_condition, write_error},
@@ -32,6 +34,7 @@ pub(super) async fn create_multipart_upload(
     request: S3Request<dto::CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<dto::CreateMultipartUploadOutput>> {
     let owner = signer(&request);
+    let lock = object_lock::asked(app, &request.headers)?;
     let mut input = request.input;
     let bucket = bucket_name(&input.bucket)?;
     let key = object_key(&input.key)?;
@@ -49,6 +52,7 @@ pub(super) async fn create_multipart_upload(
         checksum_algorithm: algorithm,
         checksum_type: kind,
         owner,
+        lock,
     };
     let id = app.store.create_upload(&bucket, &key, new).await.map_err(store_error)?;
     Ok(S3Response::new(dto::CreateMultipartUploadOutput {
@@ -155,6 +159,7 @@ pub(super) async fn complete_multipart_upload(
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
         version_id: shown_version(&holder, record.version),
+        expiration: expiration(app, &holder, key.as_str(), &record).await?,
         ..Default::default()
     };
     set_checksum!(output, &record.checksum);

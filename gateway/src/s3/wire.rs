@@ -87,6 +87,14 @@ pub(super) fn timestamp(time: Timestamp) -> dto::Timestamp {
     (UNIX_EPOCH + Duration::from_millis(time.0)).into()
 }
 
+/// A time in milliseconds; `None` before 1970.
+pub(super) fn millis(time: &dto::Timestamp) -> Option<Timestamp> {
+    let mut text = Vec::new();
+    time.format(dto::TimestampFormat::DateTime, &mut text).ok()?;
+    let time: jiff::Timestamp = std::str::from_utf8(&text).ok()?.parse().ok()?;
+    u64::try_from(time.as_millisecond()).ok().map(Timestamp)
+}
+
 pub(super) fn etag(etag: &str) -> dto::ETag {
     dto::ETag::Strong(etag.to_owned())
 }
