@@ -7,10 +7,12 @@ pub mod chunked_uploads;
 pub mod conditions;
 pub mod copy_object;
 pub mod forms;
+pub mod lifecycle;
 pub mod list_objects;
 pub mod metadata;
 pub mod multipart_upload;
 pub mod names;
+pub mod object_lock;
 pub mod objects;
 pub mod presigned;
 pub mod ranges;
@@ -63,6 +65,8 @@ pub fn all() -> Vec<Case> {
         chunked_uploads::all(),
         virtual_host::all(),
         users::all(),
+        lifecycle::all(),
+        object_lock::all(),
         bad_input::all(),
     ]
     .concat()
