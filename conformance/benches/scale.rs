@@ -2,8 +2,9 @@
 //!
 //! Times are a client's, on a connection of loopback that is kept: from the first byte of a request out to the last byte of
 //! its answer in, nothing taken off. The server's own processor time stands beside those of listings: that is the figure to
-//! look at where the machine does other things meanwhile. `LITHOS_SCALE_KEYS` and `LITHOS_SCALE_PARTS` make it smaller,
-//! `LITHOS_SCALE_ONLY` chooses `ranges`, `uploads` or `listings`. Filling takes minutes.
+//! look at where the machine does other things meanwhile. `LITHOS_SCALE_KEYS`, `LITHOS_SCALE_PARTS` and
+//! `LITHOS_SCALE_VERSIONS` make it smaller, `LITHOS_SCALE_ONLY` chooses `ranges`, `uploads`, `listings` or `versions`. Filling
+//! takes minutes.
 
 #![expect(
     clippy::unwrap_used,
@@ -50,6 +51,11 @@ const CORPUS: usize = 256 << 20;
 const RANGES: usize = 300;
 /// How long nothing gets smaller before the compression is taken to be over.
 const REST: Duration = Duration::from_secs(5);
+/// Versions of each key, and keys, of a bucket that keeps versions.
+const VERSIONS: usize = 1000;
+const VERSIONED_KEYS: usize = 1000;
+/// Most processor time of the server that a page of a listing may take in the mean.
+const PAGE_MAX: Duration = Duration::from_millis(20);
 
 #[tokio::main]
 async fn main() {
@@ -74,11 +80,19 @@ async fn main() {
         scale.reconnect().await;
         scale.listings(number("LITHOS_SCALE_KEYS", KEYS)).await;
     }
+    if wanted("versions") {
+        scale.versions(number("LITHOS_SCALE_VERSIONS", VERSIONS)).await;
+    }
 }
 
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
+
+/// The name of a listing, and the parameter that asks for it.
+type Operation = (&'static str, &'static str, &'static str);
+const OBJECTS: Operation = ("ListObjectsV2", "list-type", "2");
+const VERSIONS_OF: Operation = ("ListObjectVersions", "versions", "");
 
 struct Scale {
     server: Server,
@@ -314,24 +328,65 @@ impl Scale {
         let mut dice = Dice(1);
         let mut anywhere = || key(usize::try_from(dice.below(flat as u64)).unwrap());
         let plain: Vec<_> = (0..LISTINGS).map(|_| vec![("start-after", anywhere())]).collect();
-        self.list("1,000 keys from anywhere", plain, 1000).await;
+        self.list(OBJECTS, "1,000 keys from anywhere", plain, 1000).await;
         let slash = || ("delimiter", "/".to_owned());
         let over = vec![vec![slash(), ("start-after", key(flat - 500))]; LISTINGS];
         self.list(
+            OBJECTS,
             &format!("1,000 entries, one of them a prefix of {folded} keys"),
             over,
             1000,
         )
         .await;
         let only = vec![vec![slash(), ("start-after", key(flat - 1)), ("max-keys", "1".to_owned())]; LISTINGS];
-        self.list(&format!("that prefix of {folded} keys alone"), only, 1).await;
+        self.list(OBJECTS, &format!("that prefix of {folded} keys alone"), only, 1)
+            .await;
     }
 
-    async fn list(&mut self, what: &str, queries: Vec<Vec<(&str, String)>>, expected: usize) {
+    /// Keys of many versions each, a tenth of them with a delete marker in front.
+    async fn versions(&mut self, versions: usize) {
+        self.bench = Bench::new(&self.bench.target).await.unwrap();
+        self.reconnect().await;
+        let enabled = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+        let enable = self.bench.bucket("PUT").query("versioning", "").body(enabled);
+        self.send(enable).await.0.expect_status(200).unwrap();
+        let key = |number: usize| format!("k-{:04}", number % VERSIONED_KEYS);
+        let begun = Instant::now();
+        let put = move |bench: &Bench, number| bench.object("PUT", &key(number));
+        each(&self.bench, FILLERS, VERSIONED_KEYS * versions, put).await;
+        self.reconnect().await;
+        for number in (0..VERSIONED_KEYS).step_by(10) {
+            let delete = self.bench.object("DELETE", &key(number));
+            self.send(delete).await.0.expect_status(204).unwrap();
+        }
+        println!(
+            "{VERSIONED_KEYS} keys of {versions} versions put by {FILLERS} clients: {:.0} s",
+            begun.elapsed().as_secs_f64()
+        );
+        let current = VERSIONED_KEYS - VERSIONED_KEYS.div_ceil(10);
+        let all = vec![Vec::new(); LISTINGS];
+        self.list(OBJECTS, &format!("{current} keys of {versions} versions"), all, current)
+            .await;
+        let mut dice = Dice(1);
+        let mut anywhere = || key(usize::try_from(dice.below(VERSIONED_KEYS as u64 / 2)).unwrap());
+        let plain: Vec<_> = (0..LISTINGS).map(|_| vec![("key-marker", anywhere())]).collect();
+        self.list(VERSIONS_OF, "1,000 versions from anywhere", plain, 1000)
+            .await;
+        let folded = vec![vec![("delimiter", "-".to_owned())]; LISTINGS];
+        self.list(VERSIONS_OF, "all of them in one prefix", folded, 1).await;
+    }
+
+    async fn list(
+        &mut self,
+        (operation, parameter, value): Operation,
+        what: &str,
+        queries: Vec<Vec<(&str, String)>>,
+        expected: usize,
+    ) {
         let mut times = Vec::new();
         let before = self.server.processor_time().unwrap();
         for query in queries {
-            let mut list = self.bench.bucket("GET").query("list-type", "2");
+            let mut list = self.bench.bucket("GET").query(parameter, value);
             for (name, value) in &query {
                 list = list.query(name, value);
             }
@@ -345,12 +400,14 @@ impl Scale {
         let used = self.server.processor_time().unwrap().saturating_sub(before);
         times.sort();
         println!(
-            "ListObjectsV2, {what}: {:.1} ms in the middle, {:.1} ms at worst, {:.1} ms of processor each, of {}",
+            "{operation}, {what}: {:.1} ms in the middle, {:.1} ms at worst, {:.1} ms of processor each, of {}",
             millis(times[times.len() / 2]),
             millis(times[times.len() - 1]),
             millis(used) / f64::from(u32::try_from(times.len()).unwrap()),
             times.len()
         );
+        let mean = used / u32::try_from(times.len()).unwrap();
+        assert!(mean < PAGE_MAX, "{operation}, {what}: {mean:?} of processor each");
     }
 }
 

@@ -188,8 +188,40 @@ impl Bench {
                 break;
             }
         }
+        self.clear_versions().await?;
         self.client.delete_bucket().bucket(&self.bucket).send().await?;
         Ok(())
+    }
+
+    /// Deletes the versions and delete markers that a case, or the clearing behind it, has left.
+    async fn clear_versions(&self) -> Result<()> {
+        let state = self.client.get_bucket_versioning().bucket(&self.bucket).send().await;
+        // A server that has none says so.
+        if state.is_ok_and(|state| state.status().is_none()) {
+            return Ok(());
+        }
+        loop {
+            let list = self.client.list_object_versions().bucket(&self.bucket);
+            let Ok(list) = list.encoding_type(aws_sdk_s3::types::EncodingType::Url).send().await else {
+                return Ok(());
+            };
+            let versions = list
+                .versions()
+                .iter()
+                .map(|version| (version.key(), version.version_id()));
+            let markers = list
+                .delete_markers()
+                .iter()
+                .map(|marker| (marker.key(), marker.version_id()));
+            for (key, version) in versions.chain(markers) {
+                let key = percent_encoding::percent_decode_str(key.unwrap_or_default()).decode_utf8()?;
+                let delete = self.client.delete_object().bucket(&self.bucket).key(key);
+                delete.set_version_id(version.map(str::to_owned)).send().await?;
+            }
+            if list.is_truncated != Some(true) {
+                return Ok(());
+            }
+        }
     }
 
     /// A list of keys for DeleteObjects.

@@ -37,6 +37,8 @@ pub struct Target {
     pub secret_key: String,
     /// Below which domain the endpoint answers to virtual-host style, if it does.
     pub domain: Option<String>,
+    /// `http://HOST:PORT` of the admin API, if it is a server of ours.
+    pub management: Option<String>,
 }
 
 impl Target {
@@ -127,6 +129,7 @@ impl Server {
             access_key: String::new(),
             secret_key: String::new(),
             domain: options.domain.clone(),
+            management: None,
         };
         fs::create_dir(folder.path().join(DISK))?;
         let server = Self {
@@ -189,6 +192,7 @@ impl Server {
         let credentials = fs::read_to_string(self.credentials())?;
         self.target.access_key = setting(&credentials, "aws_access_key_id")?;
         self.target.secret_key = setting(&credentials, "aws_secret_access_key")?;
+        self.target.management = Some(self.management.clone());
         Ok(())
     }
 

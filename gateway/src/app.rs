@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::server::Endpoints,
     admission::{Admission, Limits},
-    auth::{KeyFiles, Keyring},
+    auth::{KeyFiles, Keyring, user},
     config::Config,
     metrics::Metrics,
     pace::Pace,
@@ -37,6 +37,8 @@ pub(crate) struct App {
     pub(crate) local: Local,
     pub(crate) store: Store,
     pub(crate) keyring: Keyring,
+    /// The users who came lately.
+    pub(crate) users: user::Recent,
     /// How the file descriptors are divided.
     pub(crate) budget: Budget,
     /// Which S3 requests go ahead.
@@ -111,6 +113,7 @@ impl App {
             local,
             store,
             keyring,
+            users: user::Recent::default(),
             budget,
             admission,
             pace,

@@ -2,11 +2,11 @@
 
 mod unit;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
-use lithos_storage::local::Mode;
+use lithos_storage::{lifecycle::Day, local::Mode};
 use serde::Deserialize;
 
 use self::unit::{ByteSize, Span};
@@ -65,6 +65,10 @@ pub(crate) struct Settings {
     #[arg(long, env = "LITHOS_COMPACT_AFTER", value_name = "DURATION")]
     pub(crate) compact_after: Option<Span>,
 
+    /// How long a day of lifecycle rules is, for tests: rules then count in such days [default: 24h]
+    #[arg(long, env = "LITHOS_LIFECYCLE_DAY", value_name = "DURATION")]
+    pub(crate) lifecycle_day: Option<Span>,
+
     /// Connections at a time of the transfer address [default: 4096, or what the limit of open files has room for]
     #[arg(long, env = "LITHOS_CONNECTIONS_MAX", value_name = "N")]
     pub(crate) connections_max: Option<usize>,
@@ -107,6 +111,8 @@ pub(crate) struct Config {
     pub(crate) reserve: Reserve,
     pub(crate) scrub_days: u32,
     pub(crate) compact_after: Duration,
+    /// A day of lifecycle rules.
+    pub(crate) lifecycle_day: Duration,
     pub(crate) bounds: Bounds,
     /// Whether the data folder is only read.
     pub(crate) read_only: bool,
@@ -155,6 +161,11 @@ impl Config {
             Mode::ReadWrite
         }
     }
+
+    /// The days that lifecycle rules count in.
+    pub(crate) fn day(&self) -> Day {
+        Day::of_millis(u64::try_from(self.lifecycle_day.as_millis()).unwrap_or(u64::MAX))
+    }
 }
 
 /// What imports may do.
@@ -165,6 +176,11 @@ pub(crate) struct ImportConfig {
     /// Certificate authorities beside those of the system, as PEM.
     pub(crate) ca_pem: Option<Vec<u8>>,
 }
+
+/// What a day is.
+pub(crate) const LIFECYCLE_DAY: Duration = Duration::from_hours(24);
+/// Shorter ones are for tests; in the shortest, a pass through a bucket takes as long.
+const LIFECYCLE_DAYS: RangeInclusive<Duration> = Duration::from_millis(100)..=LIFECYCLE_DAY;
 
 /// Most images are gone for good by then.
 pub(crate) const COMPACT_AFTER: Duration = Duration::from_mins(10);
@@ -236,7 +252,7 @@ const REQUESTS_MAX: usize = 1 << 16;
 /// The least memory for bodies: two of the largest signed chunks, so that one client cannot have it all.
 const BUFFER_LEN_MIN: u64 = 32 << 20;
 /// The least and the longest that a client may be silent: a packet that is lost twice takes a second.
-const CLIENT_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+const CLIENT_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 /// The least rate of background work: with less, a sweep would not keep up with anything.
 const BACKGROUND_RATE_MIN: u64 = 64 << 10;
 
@@ -267,6 +283,7 @@ impl Settings {
             reserve: self.reserve.or(file.reserve),
             scrub_days: self.scrub_days.or(file.scrub_days),
             compact_after: self.compact_after.or(file.compact_after),
+            lifecycle_day: self.lifecycle_day.or(file.lifecycle_day),
             connections_max: self.connections_max.or(file.connections_max),
             admin_connections_max: self.admin_connections_max.or(file.admin_connections_max),
             requests_max: self.requests_max.or(file.requests_max),
@@ -288,6 +305,10 @@ impl Settings {
         let workers = self.workers.unwrap_or(2);
         if !(1..=WORKERS_MAX).contains(&workers) {
             bail!("workers must be between 1 and {WORKERS_MAX}, not {workers}");
+        }
+        let lifecycle_day = self.lifecycle_day.map_or(LIFECYCLE_DAY, |span| span.0);
+        if !LIFECYCLE_DAYS.contains(&lifecycle_day) {
+            bail!("lifecycle-day must be between 100 milliseconds and 24 hours");
         }
         let ca_pem = self
             .import_ca
@@ -315,6 +336,7 @@ impl Settings {
             reserve: self.reserve.unwrap_or(Reserve::Percent(2)),
             scrub_days: self.scrub_days.unwrap_or(30),
             compact_after: self.compact_after.map_or(COMPACT_AFTER, |span| span.0),
+            lifecycle_day,
             bounds,
             read_only: self.read_only,
             root_keys,
@@ -406,6 +428,8 @@ mod tests {
             "admin-connections-max = 9999999",
             "buffer-max = \"1MiB\"",
             "client-timeout = \"10ms\"",
+            "lifecycle-day = \"1ms\"",
+            "lifecycle-day = \"25h\"",
             "background-rate = \"1B\"",
         ] {
             let settings: Settings = toml::from_str(absurd).unwrap();

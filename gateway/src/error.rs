@@ -1,6 +1,12 @@
 //! The one mapping from the store's errors to what an S3 client sees.
 
-use lithos_storage::{Error, ErrorKind};
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::{
+    HeaderMap, HeaderValue,
+    header::{ALLOW, LAST_MODIFIED},
+};
+use lithos_storage::{DeleteMarker, Error, ErrorKind, clock::Timestamp};
 use s3s::{
     S3Error, S3ErrorCode,
     stream::{aws_chunked_stream::AwsChunkedStreamError, upload_stream::UploadStreamError},
@@ -18,11 +24,16 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
         Kind::BucketAlreadyExists => S3ErrorCode::BucketAlreadyOwnedByYou,
         Kind::BucketNotEmpty => S3ErrorCode::BucketNotEmpty,
         Kind::NoSuchKey => S3ErrorCode::NoSuchKey,
+        Kind::NoSuchVersion => S3ErrorCode::NoSuchVersion,
+        Kind::IsDeleteMarker => S3ErrorCode::MethodNotAllowed,
         Kind::NoSuchUpload => S3ErrorCode::NoSuchUpload,
         Kind::InvalidPart => S3ErrorCode::InvalidPart,
         Kind::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
         Kind::PartTooSmall => S3ErrorCode::EntityTooSmall,
         Kind::InvalidArgument | Kind::NoSuchJob | Kind::NoSuchRecord => S3ErrorCode::InvalidArgument,
+        Kind::AccessDenied | Kind::Locked => S3ErrorCode::AccessDenied,
+        Kind::NoObjectLock => S3ErrorCode::InvalidRequest,
+        Kind::InvalidBucketState => S3ErrorCode::InvalidBucketState,
         Kind::TooLarge => S3ErrorCode::EntityTooLarge,
         Kind::IncompleteBody => S3ErrorCode::IncompleteBody,
         Kind::BodyFailed => return body_error(&error),
@@ -58,7 +69,30 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
             );
         }
     };
-    S3Error::with_message(code, error.to_string())
+    let mut answer = S3Error::with_message(code, error.to_string());
+    if let Some(marker) = error.marker() {
+        answer.set_headers(marker_headers(marker, error.kind() == ErrorKind::IsDeleteMarker));
+    }
+    answer
+}
+
+/// What an answer says of a delete marker that is in the way: in the place of the latest version, or named by its version
+/// id (S3 User Guide, "Working with delete markers").
+fn marker_headers(marker: &DeleteMarker, is_named: bool) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("x-amz-delete-marker", HeaderValue::from_static("true"));
+    if let Ok(id) = HeaderValue::try_from(marker.version.id().to_string()) {
+        headers.insert("x-amz-version-id", id);
+    }
+    if is_named {
+        let Timestamp(millis) = marker.last_modified;
+        let modified = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(millis));
+        if let Ok(modified) = HeaderValue::try_from(modified) {
+            headers.insert(LAST_MODIFIED, modified);
+        }
+        headers.insert(ALLOW, HeaderValue::from_static("DELETE"));
+    }
+    headers
 }
 
 /// A body that does not hash to the `x-amz-content-sha256` it was signed with. The library has no such code.

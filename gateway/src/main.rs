@@ -13,6 +13,7 @@
 //! | `auth` | keys, secrets at rest |
 //! | `image` | where an object meets an image: tags, probes |
 //! | `job` | the runner, and one file a kind of job |
+//! | `lifecycle` | carrying out the lifecycle rules of buckets |
 //! | `import` | fetching a URL safely |
 //! | `client`, `outgoing` | signed requests to servers, and what all outgoing connections share |
 //! | `zone` | peers and replication |
@@ -31,6 +32,7 @@ mod error;
 mod image;
 mod import;
 mod job;
+mod lifecycle;
 mod maintain;
 mod metrics;
 mod outgoing;

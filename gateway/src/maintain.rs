@@ -1,4 +1,5 @@
-//! What the server does for its store by itself: compresses, compacts, scrubs, and deals with damage.
+//! What the server does for its store by itself: compresses, compacts, scrubs, carries out lifecycle rules, and deals with
+//! damage.
 //!
 //! All of it is slow work in small steps; [`Pace`](crate::pace::Pace) makes each wait for clients. What is left when the
 //! server stops is taken up by the next start: the rows that ask for it are in the index.
@@ -32,6 +33,7 @@ pub(crate) async fn run(app: SharedApp) {
         repeat(&app, "compaction", compact),
         repeat(&app, "damage", damage),
         repeat(&app, "scrub", schedule_scrub),
+        repeat(&app, "lifecycle", crate::lifecycle::run),
     );
 }
 

@@ -1,10 +1,11 @@
 //! Buckets: create, look up, list, tag, delete.
 
 use crate::{
+    clock::Timestamp,
     error::{Error, ErrorKind, Result},
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
-    quota,
-    schema::{BucketId, BucketName, BucketRecord, Keys, Tags, decode, encode},
+    lifecycle, lock, quota,
+    schema::{BucketId, BucketName, BucketRecord, Keys, ObjectLock, Tags, Versioning, decode, encode},
     staging::get,
     store::Store,
 };
@@ -22,17 +23,34 @@ impl Store {
         tags: Tags,
         owner: String,
     ) -> Result<BucketRecord> {
-        let now = self.now();
+        let record = new_bucket(self.now(), region, tags, owner);
+        self.insert_bucket(name, &record).await?;
+        Ok(record)
+    }
+
+    /// Creates a bucket with object lock, which therefore keeps versions.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::create_bucket`].
+    pub async fn create_locked_bucket(
+        &self,
+        name: &BucketName,
+        region: Option<String>,
+        tags: Tags,
+        owner: String,
+    ) -> Result<BucketRecord> {
         let record = BucketRecord {
-            id: BucketId::generate(now),
-            created: now,
-            region,
-            tags,
-            owner,
-            compression: None,
-            quota: None,
+            versioning: Versioning::Enabled,
+            object_lock: Some(ObjectLock::default()),
+            ..new_bucket(self.now(), region, tags, owner)
         };
-        let bytes = encode(&record);
+        self.insert_bucket(name, &record).await?;
+        Ok(record)
+    }
+
+    async fn insert_bucket(&self, name: &BucketName, record: &BucketRecord) -> Result<()> {
+        let bytes = encode(record);
         transact!(&self.core.kv, |txn| {
             let key = Keys::bucket(name);
             if txn.get(&key).await?.is_some() {
@@ -43,7 +61,7 @@ impl Store {
             }
             txn.put(key, bytes.clone())
         });
-        Ok(record)
+        Ok(())
     }
 
     /// What is known of a bucket.
@@ -91,11 +109,13 @@ impl Store {
     }
 
     /// Changes the record of a bucket. `change` may run several times. It cannot change id and owner, for whom the objects
-    /// are counted: what it does to them is undone.
+    /// are counted, nor lifecycle rules and object lock, and cannot make it one that never kept versions: what it does to
+    /// them is undone.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Io`] if the index fails.
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::InvalidBucketState`] if it has object lock and would keep no versions;
+    /// [`ErrorKind::Io`] if the index fails.
     pub async fn update_bucket(
         &self,
         name: &BucketName,
@@ -103,9 +123,15 @@ impl Store {
     ) -> Result<BucketRecord> {
         let record = transact!(&self.core.kv, |txn| {
             let mut record = require_bucket(&mut txn, name).await?;
-            let (id, owner) = (record.id, record.owner.clone());
+            let (id, owner, versioning) = (record.id, record.owner.clone(), record.versioning);
+            let (lifecycle, object_lock) = (record.lifecycle, record.object_lock);
             change(&mut record);
             (record.id, record.owner) = (id, owner);
+            (record.lifecycle, record.object_lock) = (lifecycle, object_lock);
+            if record.versioning == Versioning::Never {
+                record.versioning = versioning;
+            }
+            lock::check_versioning(&record)?;
             txn.put(Keys::bucket(name), encode(&record))?;
             Ok(record)
         });
@@ -116,18 +142,26 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::BucketNotEmpty`] if it holds objects or uploads in progress.
+    /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::BucketNotEmpty`] if it holds objects, versions or delete markers of them,
+    /// or uploads in progress.
     pub async fn delete_bucket(&self, name: &BucketName) -> Result<()> {
         transact!(&self.core.kv, |txn| {
             let record = require_bucket(&mut txn, name).await?;
-            // Both ranges are protected: an object or upload that is being added meets a conflict, or we do.
-            if txn.any(Keys::objects(record.id, b"")).await? || txn.any(Keys::uploads(record.id, b"")).await? {
-                return Err(Error::new(
-                    ErrorKind::BucketNotEmpty,
-                    format!("bucket {name} still holds objects or uploads in progress"),
-                ));
+            // The ranges are protected: what is being added to them meets a conflict, or we do.
+            for (range, what) in [
+                (Keys::objects(record.id, b""), "objects"),
+                (Keys::versions(record.id, ""), "versions or delete markers"),
+                (Keys::uploads(record.id, b""), "uploads in progress"),
+            ] {
+                if txn.any(range).await? {
+                    return Err(Error::new(
+                        ErrorKind::BucketNotEmpty,
+                        format!("bucket {name} still holds {what}"),
+                    ));
+                }
             }
             quota::forget(&mut txn, &record).await?;
+            lifecycle::forget(&mut txn, &record)?;
             txn.delete(Keys::bucket(name))
         });
         Ok(())
@@ -148,6 +182,21 @@ impl Store {
                 None => return Ok(None),
             }
         }
+    }
+}
+
+fn new_bucket(now: Timestamp, region: Option<String>, tags: Tags, owner: String) -> BucketRecord {
+    BucketRecord {
+        id: BucketId::generate(now),
+        created: now,
+        region,
+        tags,
+        owner,
+        compression: None,
+        quota: None,
+        versioning: Versioning::Never,
+        lifecycle: false,
+        object_lock: None,
     }
 }
 

@@ -38,6 +38,7 @@ use crate::{
     schema::{BlobRecord, DeadLayout, Keys, LayoutId, LayoutRecord, LayoutState, ObjectRecord, decode, encode},
     staging::{Staging, abandon_blob, get},
     store::Store,
+    version::{Placed, version_of},
 };
 
 /// More borrowers than this are a sign of content that is well shared.
@@ -60,7 +61,6 @@ pub struct CompactStep {
 
 /// An object version that borrows.
 struct Borrower {
-    row: bytes::Bytes,
     record: ObjectRecord,
     /// Bytes of the owner's blobs that it refers to.
     needs: u64,
@@ -133,9 +133,9 @@ impl Store {
                 borrower.record.layout.clone()
             };
             step.bytes = step.bytes.saturating_add(needs);
-            let (row, id) = (borrower.row.clone(), borrower.record.layout_id);
+            let id = borrower.record.layout_id;
             drop(borrower);
-            match self.end_borrowing(owner, &row, id, &layout).await? {
+            match self.end_borrowing(owner, id, &layout).await? {
                 End::Ended => step.ended += 1,
                 End::Busy => busy = true,
                 End::Needed => {}
@@ -183,7 +183,8 @@ impl Store {
             let Some(pin) = self.core.pins.pin(layout) else {
                 return Ok(Verdict::Wait);
             };
-            let Some((row, record)) = self.version_of(layout).await? else {
+            // An upload's, or nothing's.
+            let Some(Placed { record, .. }) = version_of(&mut self.begin().await?, layout).await? else {
                 return Ok(Verdict::Leave);
             };
             let needs = self.needs(&record.layout, owner).await?;
@@ -192,7 +193,6 @@ impl Store {
                 return Ok(Verdict::Leave);
             }
             borrowers.push(Borrower {
-                row,
                 record,
                 needs,
                 pin: Arc::new(pin),
@@ -211,20 +211,6 @@ impl Store {
             }
         }
         Ok(len)
-    }
-
-    /// The object version that has `layout`, and the key of its row. `None` if an upload has it, or nothing.
-    async fn version_of(&self, layout: LayoutId) -> Result<Option<(bytes::Bytes, ObjectRecord)>> {
-        let mut txn = self.begin().await?;
-        let record: Option<LayoutRecord> = get(&mut txn, &Keys::layout(layout)).await?;
-        let Some(holder) = record.and_then(|record| record.holder) else {
-            return Ok(None);
-        };
-        let row = Keys::object(holder.bucket, holder.key.as_bytes());
-        let version: Option<ObjectRecord> = get(&mut txn, &row).await?;
-        Ok(version
-            .filter(|version| version.layout_id == layout)
-            .map(|version| (row, version)))
     }
 
     /// How many bytes of `layout` lie in blobs of `owner`.
@@ -263,7 +249,7 @@ impl Store {
         let layout = builder.finish(&mut staging).await?;
         let pages = own_pages(old);
         let swapped = transact!(&self.core.kv, |txn| {
-            let Some(mut record) = current(&mut txn, &borrower.row, old.layout_id, &old.layout).await? else {
+            let Some(mut placed) = unchanged(&mut txn, old.layout_id, &old.layout).await? else {
                 return Ok(false);
             };
             staging.commit_part(&mut txn).await?;
@@ -276,8 +262,8 @@ impl Store {
             for page in &pages {
                 abandon_blob(&mut txn, Timestamp(0), *page)?;
             }
-            record.layout = layout.clone();
-            txn.put(borrower.row.clone(), encode(&record))?;
+            placed.record.layout = layout.clone();
+            placed.write(&mut txn)?;
             Ok(true)
         });
         if !swapped {
@@ -289,12 +275,12 @@ impl Store {
     }
 
     /// Step 3. Not while somebody reads the object.
-    async fn end_borrowing(&self, owner: LayoutId, row: &[u8], layout: LayoutId, expected: &Layout) -> Result<End> {
+    async fn end_borrowing(&self, owner: LayoutId, layout: LayoutId, expected: &Layout) -> Result<End> {
         let Some(_claim) = self.core.pins.claim(layout) else {
             return Ok(End::Busy);
         };
         let ended = transact!(&self.core.kv, |txn| {
-            if current(&mut txn, row, layout, expected).await?.is_none()
+            if unchanged(&mut txn, layout, expected).await?.is_none()
                 || !borrow_directly(&mut txn, layout, owner).await?
             {
                 return Ok(false);
@@ -313,10 +299,10 @@ fn lies_in(extent: &Extent, owner: LayoutId) -> bool {
     matches!(extent, Extent::Blob { id, .. } if id.owner == owner)
 }
 
-/// The object's record, if it still has this layout.
-async fn current(txn: &mut Txn, row: &[u8], id: LayoutId, layout: &Layout) -> Result<Option<ObjectRecord>> {
-    let record: Option<ObjectRecord> = get(txn, row).await?;
-    Ok(record.filter(|record| record.layout_id == id && record.layout == *layout))
+/// The version with the layout `id`, where it is now, if it still is this layout.
+async fn unchanged(txn: &mut Txn, id: LayoutId, layout: &Layout) -> Result<Option<Placed>> {
+    let placed = version_of(txn, id).await?;
+    Ok(placed.filter(|placed| placed.record.layout == *layout))
 }
 
 /// Whether all that borrow from `layout` and need blobs of `owner` borrow from it as well, as far as can be told.

@@ -22,7 +22,7 @@ use crate::{
     kv::{Durability, Order, Scan, Txn, transact},
     layout::{Extent, Layout},
     rows::Rows,
-    schema::{BlobRecord, BucketRecord, Keys, LayoutId, ObjectRecord, decode, encode},
+    schema::{BlobRecord, BucketRecord, Keys, LayoutId, ObjectRecord, VersionRow, decode, encode},
     staging::get,
     store::Store,
 };
@@ -40,6 +40,10 @@ pub(crate) struct CompressRecord {
     #[n(1)]
     pub(crate) pages: Vec<BlobId>,
 }
+
+/// How far the objects of a bucket have been looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompressPlace(Bytes);
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -78,8 +82,8 @@ impl Store {
         self.core.compressible.notified().await;
     }
 
-    /// Has the blobs of the objects that `bucket` holds already compressed: those behind `after`, at most `limit`. The
-    /// last key that was looked at, `None` at the end.
+    /// Has the blobs of the objects that `bucket` holds already compressed, and those of their other versions: the rows
+    /// behind `after`, at most `limit`. The last row that was looked at, `None` at the end.
     ///
     /// # Errors
     ///
@@ -87,28 +91,32 @@ impl Store {
     pub async fn queue_bucket_compression(
         &self,
         bucket: &crate::BucketName,
-        after: Option<&str>,
+        after: Option<&CompressPlace>,
         limit: usize,
-    ) -> Result<Option<String>> {
+    ) -> Result<Option<CompressPlace>> {
         let last = transact!(&self.core.kv, |txn| {
             let bucket = crate::bucket::require_bucket(&mut txn, bucket).await?;
-            let mut range = Keys::objects(bucket.id, b"");
-            if let Some(after) = after {
-                range.start = [&Keys::object(bucket.id, after.as_bytes())[..], &[0]].concat().into();
+            // Objects first: a version that is replaced meanwhile is then met among the others.
+            for mut range in [Keys::objects(bucket.id, b""), Keys::versions(bucket.id, "")] {
+                if let Some(CompressPlace(after)) = after {
+                    range.start = range.start.max([&after[..], &[0]].concat().into());
+                }
+                let order = Order::Ascending;
+                let page = txn.scan(&Scan { range, limit, order }).await?;
+                for (key, row) in &page.rows {
+                    let record: Option<ObjectRecord> = match key.first() {
+                        Some(b'O') => Some(decode(row)?),
+                        _ => decode::<VersionRow>(row)?.object(),
+                    };
+                    if let Some(record) = record {
+                        queue_compression(&mut txn, &bucket, &record)?;
+                    }
+                }
+                if let Some((last, _)) = page.rows.last() {
+                    return Ok(Some(CompressPlace(last.clone())));
+                }
             }
-            let scan = Scan {
-                range,
-                limit,
-                order: Order::Ascending,
-            };
-            let page = txn.scan(&scan).await?;
-            for (_, record) in &page.rows {
-                queue_compression(&mut txn, &bucket, &decode(record)?)?;
-            }
-            match page.rows.last() {
-                Some((key, _)) => Ok(Some(Keys::parse_object(key)?.to_owned())),
-                None => Ok(None),
-            }
+            Ok(None)
         });
         self.core.compressible.notify_one();
         Ok(last)

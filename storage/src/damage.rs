@@ -30,6 +30,7 @@ use crate::{
     schema::{Keys, LayoutId, LayoutRecord, LayoutState, decode, encode},
     staging::get,
     store::Store,
+    version::{VersionState, version_of},
 };
 
 /// Damaged places of one blob that are remembered; one is enough to know that the blob is hurt.
@@ -180,8 +181,8 @@ impl Store {
         Ok(damaged)
     }
 
-    /// The objects whose layouts may lie over a blob, as `bucket/key`: those of its owner, and of all that borrow from it;
-    /// at most a thousand.
+    /// The objects whose layouts may lie over a blob, as `bucket/key`, followed by ` (version ID)` if it is not the current
+    /// version: those of its owner, and of all that borrow from it; at most a thousand.
     ///
     /// # Errors
     ///
@@ -199,7 +200,8 @@ impl Store {
         let mut names = BTreeMap::new();
         let mut objects = BTreeSet::new();
         for layout in layouts {
-            let record: Option<LayoutRecord> = get(&mut self.begin().await?, &Keys::layout(layout)).await?;
+            let mut txn = self.begin().await?;
+            let record: Option<LayoutRecord> = get(&mut txn, &Keys::layout(layout)).await?;
             let held = record.filter(|record| record.state == LayoutState::Held);
             let Some(holder) = held.and_then(|record| record.holder) else {
                 continue;
@@ -208,7 +210,10 @@ impl Store {
                 name.insert(self.bucket_name(holder.bucket).await?);
             }
             if let Some(Some(bucket)) = names.get(&holder.bucket) {
-                objects.insert(format!("{bucket}/{}", holder.key));
+                let version = version_of(&mut txn, layout).await?;
+                let version = version.filter(|version| version.state() == VersionState::Noncurrent);
+                let version = version.map(|version| format!(" (version {})", version.record.version.id()));
+                objects.insert(format!("{bucket}/{}{}", holder.key, version.unwrap_or_default()));
             }
         }
         Ok(objects)

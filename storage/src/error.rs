@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::blob::BlobId;
+use crate::{blob::BlobId, schema::DeleteMarker};
 
 /// What went wrong, for callers to match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,8 +13,12 @@ pub enum ErrorKind {
     BucketAlreadyExists,
     /// The bucket still holds objects or uploads.
     BucketNotEmpty,
-    /// The object does not exist.
+    /// The object does not exist, or its latest version is a delete marker, which the error then has.
     NoSuchKey,
+    /// The object does not have this version.
+    NoSuchVersion,
+    /// The version is a delete marker, which has no content. The error has it.
+    IsDeleteMarker,
     /// The multipart upload does not exist, or was completed or aborted.
     NoSuchUpload,
     /// A part named in a completion is missing or has another ETag.
@@ -45,6 +49,14 @@ pub enum ErrorKind {
     Corrupt,
     /// The disk is full, or less is free than is to be kept in reserve. Reads and deletes go on.
     StorageFull,
+    /// The bucket has come to belong to somebody who does not let the caller do this.
+    AccessDenied,
+    /// Object lock protects the version.
+    Locked,
+    /// The bucket has no object lock.
+    NoObjectLock,
+    /// The bucket's versioning and object lock do not allow it.
+    InvalidBucketState,
     /// A bucket or a user would hold more than their quota.
     QuotaExceeded,
     /// The store was opened for reading only, or the file system is.
@@ -82,6 +94,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     damage: Option<Box<Damage>>,
+    marker: Option<Box<DeleteMarker>>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -93,6 +106,7 @@ impl Error {
             kind,
             message: message.to_string(),
             damage: None,
+            marker: None,
             source: None,
         }
     }
@@ -108,6 +122,17 @@ impl Error {
     /// The damaged place, if that is what the error is about.
     pub fn damage(&self) -> Option<&Damage> {
         self.damage.as_deref()
+    }
+
+    /// The delete marker that is in the way, if that is what the error is about.
+    pub fn marker(&self) -> Option<&DeleteMarker> {
+        self.marker.as_deref()
+    }
+
+    /// The same error, about `marker`.
+    pub(crate) fn of_marker(mut self, marker: DeleteMarker) -> Self {
+        self.marker = Some(Box::new(marker));
+        self
     }
 
     /// The same error, caused by `source`.

@@ -6,9 +6,12 @@
 //! | module | checks |
 //! | --- | --- |
 //! | `object` | buckets, objects, uploads, parts: that the layouts refer to blobs that are there and stay |
+//! | `version` | versions that are not current, delete markers, and which one is the null version |
 //! | `layout` | who owns blobs and borrows them, and that the sweep finds what is released |
 //! | `blob` | intents, and rows against files |
 //! | `job` | jobs, the queue, peers, and tables of a later release |
+//! | `lifecycle` | lifecycle rules and how far they are |
+//! | `user` | users, their ids and access keys |
 //! | `finding` | what can be found, what it means, and what to do |
 //!
 //! # Memory
@@ -21,10 +24,13 @@ mod blob;
 mod finding;
 mod job;
 mod layout;
+mod lifecycle;
 mod object;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod user;
+mod version;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -65,7 +71,7 @@ pub struct Progress {
 pub struct Counts {
     /// Buckets.
     pub buckets: u64,
-    /// Objects.
+    /// Object versions, current or not.
     pub objects: u64,
     /// Bytes of the objects, as clients see them.
     pub object_bytes: u64,
@@ -140,8 +146,11 @@ pub async fn fsck(
 ) -> Result<Report> {
     let mut check = Check::new(index, blobs, progress).await?;
     object::check(&mut check).await?;
+    version::check(&mut check).await?;
     layout::check(&mut check).await?;
     job::check(&mut check).await?;
+    user::check(&mut check).await?;
+    lifecycle::check(&mut check).await?;
     upkeep::check(&mut check).await?;
     blob::check(&mut check, options).await?;
     Ok(check.report)

@@ -11,7 +11,7 @@
 //! | 1 | an intent for the blob goes into the index ([`Durability::Buffered`](kv::Durability)) | an intent, which expires |
 //! | 2 | the bytes are written under a temporary name | a temporary file, removed at the next start |
 //! | 3 | the blob is sealed: checksums, `fdatasync`, rename, sync of the folder | a blob that only an intent names: swept |
-//! | 4 | one synced transaction removes the intent, which must still be there, and inserts the blob, the layout and the object version, and releases the version it replaces | the whole object, and an entry for the sweep |
+//! | 4 | one synced transaction removes the intent, which must still be there, and inserts the blob, the layout and the object version, and releases the version it replaces, unless the bucket keeps versions | the whole object, and an entry for the sweep |
 //! | 5 | the client gets its 200 | |
 //! | 6 | the sweep deletes rows and blobs of the released layout, in bounded steps | the same entry for the sweep |
 //!
@@ -34,6 +34,12 @@
 //! layout they read ([`OpenObject`]), and the sweep leaves pinned layouts alone. A reader that has looked an object up and
 //! then pins its layout looks again if a sweep has ended in between.
 //!
+//! # Versions
+//!
+//! A bucket may keep the versions that writes and deletes would take away ([`Versioning`]). The module `version` has the
+//! rules, and why a listing of objects costs the same however many there are. Each version has a layout of its own, so all
+//! that is said above of objects holds of each version.
+//!
 //! # What is deliberately absent
 //!
 //! No status code, header name or XML; no image format; no network. Clocks and engines are passed in.
@@ -55,8 +61,11 @@ mod ingest;
 pub mod job;
 pub mod kv;
 pub mod layout;
+pub mod lifecycle;
 mod list;
+mod list_versions;
 pub mod local;
+mod lock;
 mod multipart;
 mod object;
 mod part_checksum;
@@ -72,10 +81,12 @@ mod space;
 mod staging;
 mod store;
 pub mod upgrade;
+mod user;
+mod version;
 
 pub use self::{
     compact::CompactStep,
-    compress::CompressStep,
+    compress::{CompressPlace, CompressStep},
     damage::DamageRecord,
     digest::{DigestSet, Digests},
     error::{Damage, Error, ErrorKind, Result},
@@ -83,17 +94,23 @@ pub use self::{
     gc::{Recovered, SweepReport},
     ingest::{BodyError, IngestOptions, Ingested},
     list::{ListObjects, ListUploads, Listing, ListingEntry, UploadEntry, UploadListing},
+    list_versions::{ListVersions, VersionEntry},
+    lock::Governance,
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
-    object::{DeleteCondition, NewObject, OpenObject, PutOutcome, WriteCondition},
+    object::{DeleteCondition, Deleted, NewObject, OpenObject, PutOutcome, WriteCondition},
     part_checksum::PARTS_A_READ_MAX,
     peer::{PEERS_MAX, PeerRecord},
     read::{ObjectReader, ReadStream},
     replica::{BLOB_TRAILER_LEN, MissingBlobs, REPLICA_BLOBS_MAX, Replica, ReplicaOutcome},
     schema::{
-        BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, JobId, LayoutId,
-        ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize, QuotaRecord, Tags, UploadRecord, Usage,
+        BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders,
+        DefaultRetention, DeleteMarker, JobId, LayoutId, LockMode, ObjectKey, ObjectLock, ObjectRecord, PartNumber,
+        PartRecord, PartSize, QuotaRecord, Retention, RetentionPeriod, Tags, UploadRecord, Usage, Version, VersionId,
+        VersionLock, VersionStamp, Versioning,
     },
     scrub::{Scrub, ScrubState, ScrubStep},
     staging::{Content, ContentBuilder, Staging},
     store::{Limits, Store},
+    user::{AccessKeyRecord, KEYS_OF_USER_MAX, UserRecord},
+    version::VersionState,
 };

@@ -25,6 +25,19 @@ pub struct ListObjects {
     pub limit: usize,
 }
 
+impl ListObjects {
+    /// What `name`, which begins with the prefix, is folded into.
+    pub(crate) fn common_prefix<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let delimiter = self.delimiter.as_str();
+        if delimiter.is_empty() {
+            return None;
+        }
+        let rest = name.get(self.prefix.len()..)?;
+        let at = rest.find(delimiter)?;
+        name.get(..self.prefix.len() + at + delimiter.len())
+    }
+}
+
 /// A page of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listing<T> {
@@ -140,7 +153,7 @@ impl Store {
 }
 
 /// Whether `after` is a common prefix of the listing, so that all keys it stands for have been listed.
-fn is_folded(list: &ListObjects) -> bool {
+pub(crate) fn is_folded(list: &ListObjects) -> bool {
     let (after, delimiter) = (&list.after, &list.delimiter);
     !delimiter.is_empty()
         && after
@@ -149,7 +162,7 @@ fn is_folded(list: &ListObjects) -> bool {
             .unwrap_or(false)
 }
 
-fn successor(key: &[u8]) -> Bytes {
+pub(crate) fn successor(key: &[u8]) -> Bytes {
     [key, &[0]].concat().into()
 }
 
@@ -194,7 +207,7 @@ impl Fold<'_> {
                     return Ok(Listing { entries, more: true });
                 }
                 let (name, value) = parse(key, record)?;
-                match self.common_prefix(&name) {
+                match self.list.common_prefix(&name) {
                     Some(prefix) => {
                         range.start = range.start.max(prefix_range(&(self.prefix_key)(prefix)).end);
                         entries.push(ListingEntry::CommonPrefix(prefix.to_owned()));
@@ -218,16 +231,5 @@ impl Fold<'_> {
     fn holds(&self, key: &[u8], prefix: &str) -> bool {
         key.get(self.key_start..)
             .is_some_and(|name| name.starts_with(prefix.as_bytes()))
-    }
-
-    /// What `name` is folded into.
-    fn common_prefix<'n>(&self, name: &'n str) -> Option<&'n str> {
-        let delimiter = self.list.delimiter.as_str();
-        if delimiter.is_empty() {
-            return None;
-        }
-        let rest = name.get(self.list.prefix.len()..)?;
-        let at = rest.find(delimiter)?;
-        name.get(..self.list.prefix.len() + at + delimiter.len())
     }
 }

@@ -22,17 +22,19 @@ use crate::{
     job::NewJob,
     kv::{Order, SCAN_ROWS_MAX, Scan, Txn, transact},
     layout::{Layout, LayoutBuilder, LayoutCursor},
-    object::{PutOutcome, WriteCondition, release, write_object},
+    lock,
+    object::{PutOutcome, WriteCondition, check_condition, release, write_object},
     part_checksum::keep_part_checksums,
     quota::{charge_part, uncharge_parts},
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, EndedUpload,
         Holder, Keys, LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartNumber, PartRecord, PartSize,
-        Tags, UploadRecord, decode, encode,
+        Tags, UploadRecord, VersionLock, VersionStamp, decode, encode,
     },
     staging::{Content, Staging, abandon_blob, get},
     store::Store,
+    version::{Place, version_of},
 };
 
 /// Most runs of equal part sizes that a record keeps; an object of more has none.
@@ -55,6 +57,8 @@ pub struct NewUpload {
     pub checksum_type: Option<ChecksumType>,
     /// As in [`UploadRecord::owner`].
     pub owner: String,
+    /// As in [`UploadRecord::lock`].
+    pub lock: VersionLock,
 }
 
 /// An upload in progress.
@@ -105,16 +109,18 @@ impl Store {
             checksum_algorithm: new.checksum_algorithm,
             checksum_type: new.checksum_type,
             owner: new.owner,
+            lock: new.lock,
         });
         transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
+            lock::settle(&bucket, new.lock, now)?;
             txn.put(Keys::upload(bucket.id, key.as_str(), id), record.clone())?;
             txn.put(
                 Keys::layout(id),
                 encode(&LayoutRecord {
                     state: LayoutState::Held,
                     owns_blobs: true,
-                    holder: Some(Holder::new(bucket.id, key)),
+                    holder: Some(Holder::upload(bucket.id, key)),
                 }),
             )
         });
@@ -323,21 +329,26 @@ impl Store {
             if digest_parts(&mut txn, id, &joined.parts).await? != joined.digest {
                 return Ok(None);
             }
+            let now = self.now();
+            let place = Place::find(&mut txn, now, &bucket, key).await?;
+            check_condition(condition, key, place.current.as_ref())?;
             let mut record = joined.record.clone();
+            record.version = place.stamp;
             let jobs = complete(&bucket, &mut record)?;
-            joined.staging.commit(&mut txn, Holder::new(bucket.id, key)).await?;
+            let holder = Holder::version(bucket.id, key, place.stamp);
+            joined.staging.commit(&mut txn, holder).await?;
             txn.delete(Keys::upload(bucket.id, key.as_str(), id))?;
             txn.put(Keys::ended_upload(id), encode(&ended))?;
             uncharge_parts(&mut txn, &bucket, id).await?;
             let checksums = joined.parts.iter().map(|part| part.checksum.as_ref());
             keep_part_checksums(&mut txn, id, record.checksum.as_ref(), checksums)?;
-            let record = write_object(&mut txn, self.now(), &bucket, key, record, condition, &jobs).await?;
+            let record = write_object(&mut txn, now, &bucket, key, place, record, &jobs).await?;
             Ok(Some(PutOutcome { record, bucket }))
         });
         Ok(outcome)
     }
 
-    /// The object of an upload that was completed before, as long as it is there; else `error`.
+    /// The object of an upload that was completed before, as long as it is there, current or not; else `error`.
     async fn completed_before(
         &self,
         bucket: &BucketName,
@@ -347,8 +358,10 @@ impl Store {
     ) -> Result<PutOutcome> {
         let mut txn = self.begin().await?;
         let bucket = require_bucket(&mut txn, bucket).await?;
-        let current: Option<ObjectRecord> = get(&mut txn, &Keys::object(bucket.id, key.as_str().as_bytes())).await?;
-        let record = current.filter(|record| record.layout_id == id).ok_or(error)?;
+        let placed = version_of(&mut txn, id)
+            .await?
+            .filter(|placed| placed.is_of(bucket.id, key));
+        let record = placed.ok_or(error)?.record;
         Ok(PutOutcome { record, bucket })
     }
 
@@ -570,6 +583,8 @@ fn completed_record(
         jobs: Vec::new(),
         owner: upload.owner,
         replication: BTreeMap::new(),
+        version: VersionStamp::default(),
+        lock: upload.lock,
     })
 }
 

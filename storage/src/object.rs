@@ -14,15 +14,17 @@ use crate::{
     hashing::Hashing,
     job::{Fence, NewJob, check_fence, enqueue},
     kv::{Txn, transact},
+    lock::{self, Governance},
     pin::LayoutPin,
     quota::{Change, charge},
     read::ObjectReader,
     schema::{
-        BucketId, BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, Holder, JobId, Keys, LayoutId,
-        LayoutRecord, LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, decode, encode,
+        BucketName, BucketRecord, Checksum, ContentHeaders, DeadLayout, Holder, JobId, Keys, LayoutId, LayoutRecord,
+        LayoutState, ObjectKey, ObjectRecord, PartSize, Tags, VersionId, VersionLock, VersionStamp, Versioning, encode,
     },
     staging::{Content, get},
     store::Store,
+    version::{self, Found, Place, VersionState, no_such_key, object_row},
 };
 
 /// Jobs that an object remembers; the oldest are forgotten first.
@@ -106,6 +108,17 @@ pub struct PutOutcome {
     pub bucket: BucketRecord,
 }
 
+/// What a delete did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deleted {
+    /// Whether there was what was to be deleted.
+    pub existed: bool,
+    /// The delete marker that was added, or the version that was named; `None` in a bucket that never kept versions.
+    pub version: Option<VersionId>,
+    /// Whether that is a delete marker.
+    pub is_marker: bool,
+}
+
 /// An object version that is open: its blobs stay until this is dropped.
 #[derive(Debug, Clone)]
 pub struct OpenObject {
@@ -147,10 +160,11 @@ impl OpenObject {
 }
 
 impl Store {
-    /// Commits `new` as the current version of `key`, and releases the version it replaces.
+    /// Commits `new` as the current version of `key`. The version before is released, or kept as the bucket's versioning
+    /// says.
     ///
-    /// `complete` sees the bucket and the record as they will be written, may add to the record, and returns jobs to queue
-    /// in the same transaction. It may run several times.
+    /// `complete` sees the bucket and the record as they will be written, may add to the record, such as what is to protect
+    /// it, and returns jobs to queue in the same transaction. It may run several times.
     ///
     /// # Errors
     ///
@@ -187,14 +201,21 @@ impl Store {
             jobs: Vec::new(),
             owner: new.owner,
             replication: BTreeMap::new(),
+            version: VersionStamp::default(),
+            lock: VersionLock::default(),
         };
         let outcome = transact!(&self.core.kv, |txn| {
+            let now = self.now();
             let bucket = require_bucket(&mut txn, bucket).await?;
             check_fence(&mut txn, fence.as_ref()).await?;
-            content.staging.commit(&mut txn, Holder::new(bucket.id, key)).await?;
+            let place = Place::find(&mut txn, now, &bucket, key).await?;
+            check_condition(&condition, key, place.current.as_ref())?;
+            let holder = Holder::version(bucket.id, key, place.stamp);
+            content.staging.commit(&mut txn, holder).await?;
             let mut record = draft.clone();
+            record.version = place.stamp;
             let jobs = complete(&bucket, &mut record)?;
-            let record = write_object(&mut txn, self.now(), &bucket, key, record, &condition, &jobs).await?;
+            let record = write_object(&mut txn, now, &bucket, key, place, record, &jobs).await?;
             Ok(PutOutcome { record, bucket })
         });
         content.staging.committed();
@@ -204,18 +225,33 @@ impl Store {
         Ok(outcome)
     }
 
-    /// Opens the current version of `key`.
+    /// Opens the current version of `key`. Where that is a delete marker, the error has it.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchKey`]; [`ErrorKind::Io`] if the index cannot be read.
     pub async fn open_object(&self, bucket: &BucketName, key: &ObjectKey) -> Result<OpenObject> {
+        self.open_version(bucket, key, None).await
+    }
+
+    /// Opens the version `version` of `key`, or the current one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchKey`], [`ErrorKind::NoSuchVersion`]; [`ErrorKind::IsDeleteMarker`];
+    /// [`ErrorKind::Io`] if the index cannot be read.
+    pub async fn open_version(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        version: Option<VersionId>,
+    ) -> Result<OpenObject> {
         let pins = &self.core.pins;
         let mut refused = None;
         for _ in 0..OPEN_ATTEMPTS_MAX {
             let sweep_end = pins.sweep_end();
             let sweeps_ended = pins.sweeps_ended();
-            let (bucket_record, record) = self.look_up(bucket, key).await?;
+            let (bucket_record, record) = self.look_up(bucket, key, version).await?;
             let layout = record.layout_id;
             let Some(pin) = pins.pin(layout) else {
                 // It was replaced and is being swept: there is a newer version, or none. Or a replica has taken it back
@@ -230,7 +266,7 @@ impl Store {
             let (bucket_record, record) = if pins.sweeps_ended() == sweeps_ended {
                 (bucket_record, record)
             } else {
-                self.look_up(bucket, key).await?
+                self.look_up(bucket, key, version).await?
             };
             if record.layout_id == layout {
                 return Ok(OpenObject {
@@ -247,23 +283,31 @@ impl Store {
         ))
     }
 
-    async fn look_up(&self, bucket: &BucketName, key: &ObjectKey) -> Result<(BucketRecord, ObjectRecord)> {
+    async fn look_up(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        version: Option<VersionId>,
+    ) -> Result<(BucketRecord, ObjectRecord)> {
         let mut txn = self.begin().await?;
         let bucket = require_bucket(&mut txn, bucket).await?;
-        let record = require_object(&mut txn, bucket.id, key).await?;
-        Ok((bucket, record))
+        let placed = version::require(&mut txn, &bucket, key, version).await?;
+        Ok((bucket, placed.record))
     }
 
-    /// Deletes the current version of `key`. Says whether there was one.
+    /// Deletes the current version of `key`, as [`Store::delete_object_if`] without a condition does. Says whether there
+    /// was one.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::Io`] if the index fails.
     pub async fn delete_object(&self, bucket: &BucketName, key: &ObjectKey) -> Result<bool> {
-        self.delete_object_if(bucket, key, &DeleteCondition::default()).await
+        let deleted = self.delete_object_if(bucket, key, &DeleteCondition::default()).await?;
+        Ok(deleted.existed)
     }
 
-    /// Deletes the current version of `key` if `condition` holds of it. Says whether there was one.
+    /// Deletes the current version of `key` if `condition` holds of it. In a bucket that keeps versions, or did, that adds a
+    /// delete marker, also where there is no such version.
     ///
     /// # Errors
     ///
@@ -274,22 +318,78 @@ impl Store {
         bucket: &BucketName,
         key: &ObjectKey,
         condition: &DeleteCondition,
-    ) -> Result<bool> {
-        let existed = transact!(&self.core.kv, |txn| {
+    ) -> Result<Deleted> {
+        let deleted = transact!(&self.core.kv, |txn| {
+            let now = self.now();
             let bucket = require_bucket(&mut txn, bucket).await?;
-            let row = Keys::object(bucket.id, key.as_str().as_bytes());
-            let current = get::<ObjectRecord>(&mut txn, &row).await?;
-            check_delete(condition, key, current.as_ref())?;
-            let Some(record) = current else {
-                return Ok(false);
-            };
-            txn.delete(row)?;
-            release(&mut txn, record.layout_id, self.now()).await?;
-            charge(&mut txn, &bucket, Change::of_object(Some(record.layout.size()), None)).await?;
-            Ok(true)
+            let place = Place::find(&mut txn, now, &bucket, key).await?;
+            check_delete(condition, key, place.current.as_ref())?;
+            let existed = place.current.is_some();
+            let marker = version::add_marker(&mut txn, now, &bucket, key, place).await?;
+            Ok(Deleted {
+                existed,
+                version: marker.as_ref().map(|marker| marker.version.id()),
+                is_marker: marker.is_some(),
+            })
         });
         self.core.swept.notify_one();
-        Ok(existed)
+        Ok(deleted)
+    }
+
+    /// Deletes one version of `key`, or one delete marker, for good, if `condition` holds of it; of a delete marker only
+    /// [`DeleteCondition::present`] can hold. If it was the latest version, the one before is the latest from then on. One
+    /// that does not exist is as good as deleted.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::delete_object_if`]; [`ErrorKind::Locked`] if object lock protects it.
+    pub async fn delete_version(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        version: VersionId,
+        condition: &DeleteCondition,
+    ) -> Result<Deleted> {
+        self.delete_retained(bucket, key, version, condition, Governance::Holds)
+            .await
+    }
+
+    /// As [`Store::delete_version`], by a caller who may bypass a retention in governance mode.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::delete_version`].
+    pub async fn delete_retained(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        version: VersionId,
+        condition: &DeleteCondition,
+        governance: Governance,
+    ) -> Result<Deleted> {
+        let deleted = transact!(&self.core.kv, |txn| {
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            let found = version::find(&mut txn, &bucket, key, Some(version)).await?;
+            match &found {
+                Some(Found::Marker(_)) => check_delete_of_marker(condition, key)?,
+                Some(Found::Object(placed)) => check_delete(condition, key, Some(&placed.record))?,
+                None => check_delete(condition, key, None)?,
+            }
+            let deleted = Deleted {
+                existed: found.is_some(),
+                version: (bucket.versioning != Versioning::Never).then_some(version),
+                is_marker: matches!(found, Some(Found::Marker(_))),
+            };
+            if let Some(Found::Object(placed)) = &found {
+                lock::check_delete(&placed.record, self.now(), governance)?;
+            }
+            if let Some(found) = found {
+                version::remove(&mut txn, self.now(), &bucket, key, found).await?;
+            }
+            Ok(deleted)
+        });
+        self.core.swept.notify_one();
+        Ok(deleted)
     }
 
     /// Changes the record of the current version of `key` in place, and queues jobs with it.
@@ -307,25 +407,48 @@ impl Store {
         expected: Option<LayoutId>,
         change: impl Fn(&BucketRecord, &mut ObjectRecord) -> Result<Vec<NewJob>> + Send + Sync,
     ) -> Result<ObjectRecord> {
-        let record = transact!(&self.core.kv, |txn| {
-            let bucket = require_bucket(&mut txn, bucket).await?;
-            let mut record = require_object(&mut txn, bucket.id, key).await?;
+        let changed = self.update_version(bucket, key, None, |bucket, record, _| {
             if expected.is_some_and(|expected| expected != record.layout_id) {
                 return Err(Error::new(
                     ErrorKind::PreconditionFailed,
                     format!("{key} was replaced meanwhile"),
                 ));
             }
+            change(bucket, record)
+        });
+        Ok(changed.await?.record)
+    }
+
+    /// Changes the record of a version of `key`, or of the current one, as [`Store::update_object`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchBucket`], [`ErrorKind::NoSuchKey`], [`ErrorKind::NoSuchVersion`], [`ErrorKind::IsDeleteMarker`];
+    /// the error of `change`.
+    pub async fn update_version(
+        &self,
+        bucket: &BucketName,
+        key: &ObjectKey,
+        version: Option<VersionId>,
+        change: impl Fn(&BucketRecord, &mut ObjectRecord, VersionState) -> Result<Vec<NewJob>> + Send + Sync,
+    ) -> Result<PutOutcome> {
+        let outcome = transact!(&self.core.kv, |txn| {
+            let bucket = require_bucket(&mut txn, bucket).await?;
+            let mut placed = version::require(&mut txn, &bucket, key, version).await?;
+            let state = placed.state();
+            let record = &mut placed.record;
             let (layout_id, layout) = (record.layout_id, record.layout.clone());
-            let jobs = change(&bucket, &mut record)?;
+            let (stamp, lock) = (record.version, record.lock);
+            let jobs = change(&bucket, record, state)?;
             record.layout_id = layout_id;
             record.layout = layout;
-            add_jobs(&mut txn, self.now(), &mut record, &jobs)?;
-            txn.put(Keys::object(bucket.id, key.as_str().as_bytes()), encode(&record))?;
-            Ok(record)
+            (record.version, record.lock) = (stamp, lock);
+            add_jobs(&mut txn, self.now(), record, &jobs)?;
+            let record = placed.write(&mut txn)?;
+            Ok(PutOutcome { record, bucket })
         });
-        self.queued(&record.jobs);
-        Ok(record)
+        self.queued(&outcome.record.jobs);
+        Ok(outcome)
     }
 
     /// The blobs that the extents of an open object lie in, each once, in no particular order, those of its pages too.
@@ -338,29 +461,32 @@ impl Store {
     }
 }
 
-/// Writes `record` as the current version, with its jobs, counts it, and releases the version it replaces.
+/// Writes `record` as the current version, with its jobs, counts it, and makes of the version before what the bucket's
+/// versioning says. The version that is current already, known by its layout, is written anew where it is.
 pub(crate) async fn write_object(
     txn: &mut Txn,
     now: Timestamp,
     bucket: &BucketRecord,
     key: &ObjectKey,
+    mut place: Place,
     mut record: ObjectRecord,
-    condition: &WriteCondition,
     jobs: &[NewJob],
 ) -> Result<ObjectRecord> {
-    let row = Keys::object(bucket.id, key.as_str().as_bytes());
-    let current: Option<ObjectRecord> = get(txn, &row).await?;
-    check_condition(condition, key, current.as_ref())?;
-    let replaced = current.as_ref().map(|current| current.layout.size());
-    charge(txn, bucket, Change::of_object(replaced, Some(record.layout.size()))).await?;
-    if let Some(current) = current
-        && current.layout_id != record.layout_id
-    {
-        release(txn, current.layout_id, now).await?;
-    }
+    let replaced = match &place.current {
+        Some(current) if current.layout_id == record.layout_id => {
+            (record.version, record.lock) = (current.version, current.lock);
+            Some(current.size())
+        }
+        _ => {
+            record.version = place.stamp;
+            record.lock = lock::settle(bucket, record.lock, now)?;
+            place.clear(txn, now, bucket, key).await?
+        }
+    };
+    charge(txn, bucket, Change::of_object(replaced, Some(record.size()))).await?;
     add_jobs(txn, now, &mut record, jobs)?;
     queue_compression(txn, bucket, &record)?;
-    txn.put(row, encode(&record))?;
+    txn.put(object_row(bucket.id, key), encode(&record))?;
     Ok(record)
 }
 
@@ -375,7 +501,12 @@ fn add_jobs(txn: &mut Txn, now: Timestamp, record: &mut ObjectRecord, jobs: &[Ne
     Ok(())
 }
 
-fn check_condition(condition: &WriteCondition, key: &ObjectKey, current: Option<&ObjectRecord>) -> Result<()> {
+/// Checks the condition of a write against the current version. A delete marker counts as none.
+pub(crate) fn check_condition(
+    condition: &WriteCondition,
+    key: &ObjectKey,
+    current: Option<&ObjectRecord>,
+) -> Result<()> {
     let (holds, wanted) = match condition {
         WriteCondition::Absent => (current.is_none(), "it exists already".to_owned()),
         WriteCondition::Present if current.is_none() => return Err(no_such_key(key)),
@@ -436,16 +567,19 @@ fn check_delete(condition: &DeleteCondition, key: &ObjectKey, current: Option<&O
     Ok(())
 }
 
-fn no_such_key(key: &ObjectKey) -> Error {
-    Error::new(ErrorKind::NoSuchKey, format!("{key} does not exist"))
-}
-
-/// The record of the current version of `key`.
-pub(crate) async fn require_object(txn: &mut Txn, bucket: BucketId, key: &ObjectKey) -> Result<ObjectRecord> {
-    match txn.get(&Keys::object(bucket, key.as_str().as_bytes())).await? {
-        Some(record) => decode(&record),
-        None => Err(no_such_key(key)),
+/// A delete marker has none of what a condition may ask of an object.
+fn check_delete_of_marker(condition: &DeleteCondition, key: &ObjectKey) -> Result<()> {
+    let present = DeleteCondition {
+        present: condition.present,
+        ..DeleteCondition::default()
+    };
+    if *condition == present {
+        return Ok(());
     }
+    Err(Error::new(
+        ErrorKind::PreconditionFailed,
+        format!("{key} is not deleted: the version is a delete marker"),
+    ))
 }
 
 /// Notes that nothing has `layout` any more, and has the sweep look at it.

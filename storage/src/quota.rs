@@ -7,10 +7,14 @@
 //! | what changes | bytes | objects |
 //! | --- | --- | --- |
 //! | a put of any kind (also a copy, a conversion, a replica) | the size, less the size of the version it replaces | one, if it replaces none |
+//! | a put that keeps the version before | the size | one |
 //! | a part | its size, less that of the part it replaces | |
 //! | a completed upload | as a put, less all parts of the upload | as a put |
 //! | an aborted upload | less all parts of the upload | |
 //! | a deleted object | less its size | less one |
+//! | a delete marker | | |
+//!
+//! Every version counts, current or not. A delete marker does not: a delete must work whatever the quota.
 //!
 //! Each is counted for the bucket and for the user who owns the bucket, whoever made the request. A change that adds needs
 //! room under both quotas, by [`Txn::require_at_most`]: however many writers there are at the same time, a quota is
@@ -27,7 +31,7 @@ use crate::{
     rows::Rows,
     schema::{
         BucketId, BucketName, BucketRecord, Keys, LayoutId, Measure, ObjectRecord, PartRecord, QuotaRecord, Usage,
-        decode, encode, upload_key_parts,
+        VersionRow, decode, encode, upload_key_parts,
     },
     staging::get,
     store::Store,
@@ -159,6 +163,15 @@ async fn count_bucket(kv: &Arc<dyn Kv>, bucket: BucketId, write: bool) -> Result
             let object: ObjectRecord = decode(&object)?;
             usage.bytes = usage.bytes.saturating_add(object.layout.size());
             usage.objects = usage.objects.saturating_add(1);
+        }
+    }
+    let mut versions = Rows::of(Keys::versions(bucket, ""));
+    while let Some(page) = versions.next_of(kv).await? {
+        for (_, row) in page {
+            if let Some(object) = decode::<VersionRow>(&row)?.object() {
+                usage.bytes = usage.bytes.saturating_add(object.size());
+                usage.objects = usage.objects.saturating_add(1);
+            }
         }
     }
     let mut uploads = Rows::of(Keys::uploads(bucket, b""));

@@ -14,6 +14,10 @@
 //! at a time has a name: an intent that is there keeps others off, until its writer gives up and the sweep has removed
 //! first the blob and then the intent.
 //!
+//! Only current versions travel. The receiving side keeps those before, or not, by the versioning of its own bucket, and a
+//! delete marker there does not keep an object from coming back. A version that comes again after another one is moved to
+//! the front rather than kept twice: what has one layout is one version.
+//!
 //! A blob travels as its bytes, followed by the CRC-64/NVME of them in 8 bytes, big-endian.
 
 use std::{
@@ -32,14 +36,17 @@ use crate::{
     ingest::BodyError,
     kv::{Durability, Txn, transact},
     layout::{Extent, Layout, LayoutCursor},
-    object::{PutOutcome, WriteCondition, write_object},
+    lock::{self, Governance},
+    object::{PutOutcome, write_object},
+    quota::{Change, charge},
     read::ReadStream,
     schema::{
-        BlobRecord, BucketId, BucketName, DeadLayout, Holder, IntentRecord, IntentStage, Keys, LayoutId, LayoutRecord,
-        LayoutState, ObjectKey, ObjectRecord, encode,
+        BlobRecord, BucketId, BucketName, BucketRecord, DeadLayout, Holder, IntentRecord, IntentStage, JobId, Keys,
+        LayoutId, LayoutRecord, LayoutState, ObjectKey, ObjectRecord, VersionLock, encode,
     },
     staging::{INTENT_MILLIS, borrow, get},
     store::{Core, Store},
+    version::{Place, Placed, take_row, version_of},
 };
 
 /// Bytes that follow those of a blob on its way: their checksum.
@@ -214,7 +221,8 @@ impl Store {
         receiving.end(len).await
     }
 
-    /// Commits an object whose blobs have all arrived, unless there is a newer one of that name.
+    /// Commits an object whose blobs have all arrived, unless there is a newer one of that name. Versions are this server's
+    /// own: the object gets a version id here, by the versioning of the bucket here.
     ///
     /// # Errors
     ///
@@ -249,21 +257,25 @@ impl Store {
         }
         let outcome = transact!(&self.core.kv, |txn| {
             let bucket = require_bucket(&mut txn, bucket).await?;
-            let current = current(&mut txn, bucket.id, key).await?;
-            if current.as_ref().is_some_and(|current| is_newer(current, record)) {
-                return Ok(ReplicaOutcome::Superseded);
-            }
-            if !reach.is_empty() {
-                hold(&mut txn, record.layout_id, Holder::new(bucket.id, key)).await?;
-            }
+            let now = self.now();
+            let mut place = Place::find(&mut txn, now, &bucket, key).await?;
             let mut record = record.clone();
+            // What protects the object there means nothing here, where this bucket's object lock counts.
+            record.lock = VersionLock::default();
             // What this server has made of the same version stays known.
-            record.jobs = match current {
-                Some(current) if current.layout_id == record.layout_id => current.jobs,
-                _ => Vec::new(),
+            record.jobs = match &place.current {
+                Some(current) if is_newer(current, &record) => return Ok(ReplicaOutcome::Superseded),
+                Some(current) if current.layout_id == record.layout_id => {
+                    place.stamp = current.version;
+                    current.jobs.clone()
+                }
+                _ => take_back(&mut txn, now, &bucket, key, record.layout_id).await?,
             };
-            let always = WriteCondition::Always;
-            let record = write_object(&mut txn, self.now(), &bucket, key, record, &always, &[]).await?;
+            if !reach.is_empty() {
+                let holder = Holder::version(bucket.id, key, place.stamp);
+                hold(&mut txn, record.layout_id, holder).await?;
+            }
+            let record = write_object(&mut txn, now, &bucket, key, place, record, &[]).await?;
             Ok(ReplicaOutcome::Committed(Box::new(PutOutcome { record, bucket })))
         });
         self.core.swept.notify_one();
@@ -487,6 +499,26 @@ async fn standing(txn: &mut Txn, id: BlobId) -> Result<Standing> {
             IntentStage::Writing | IntentStage::Dropped => Standing::Pending,
         },
     })
+}
+
+/// Takes a version with this layout out of those that are not current, where it is one: it comes again, and no layout has
+/// two versions. Gives its jobs.
+async fn take_back(
+    txn: &mut Txn,
+    now: Timestamp,
+    bucket: &BucketRecord,
+    key: &ObjectKey,
+    layout: LayoutId,
+) -> Result<Vec<JobId>> {
+    let placed = version_of(txn, layout).await?;
+    let Some(placed) = placed.filter(|placed| placed.is_of(bucket.id, key)) else {
+        return Ok(Vec::new());
+    };
+    let Placed { record, .. } = placed;
+    lock::check_delete(&record, now, Governance::Holds)?;
+    take_row(txn, bucket.id, key, record.version)?;
+    charge(txn, bucket, Change::of_object(Some(record.size()), None)).await?;
+    Ok(record.jobs)
 }
 
 async fn current(txn: &mut Txn, bucket: BucketId, key: &ObjectKey) -> Result<Option<ObjectRecord>> {

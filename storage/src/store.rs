@@ -80,6 +80,8 @@ pub(crate) struct Core {
     discarded: Mutex<VecDeque<BlobId>>,
     /// There is something to sweep.
     pub(crate) swept: Notify,
+    /// Told when lifecycle rules are set.
+    pub(crate) lifecycle_set: Notify,
     /// There is a job to do.
     pub(crate) queued: Notify,
     /// Jobs as they change.
@@ -141,6 +143,7 @@ impl Store {
             deletions,
             discarded: Mutex::default(),
             swept: Notify::new(),
+            lifecycle_set: Notify::new(),
             queued: Notify::new(),
             job_events: broadcast::Sender::new(JOB_EVENTS_MAX),
             damage,

@@ -30,7 +30,7 @@ struct Step {
     run: for<'a> fn(&'a mut Work<'_>) -> BoxFuture<'a, Result<()>>,
 }
 
-/// All steps, in the order in which they are done. One that is added for a format goes behind those it builds on.
+/// All steps, in the order in which they are done. Format 3 needs none: what came with it is read as absent where it is. One that is added for a format goes behind those it builds on.
 static STEPS: &[Step] = &[
     Step {
         to: 2,

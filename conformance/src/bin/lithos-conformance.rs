@@ -79,6 +79,7 @@ fn foreign(arguments: &Arguments, endpoint: &str) -> Result<Target> {
         access_key: arguments.access_key.clone().context("set AWS_ACCESS_KEY_ID")?,
         secret_key: arguments.secret_key.clone().context("set AWS_SECRET_ACCESS_KEY")?,
         domain: arguments.domain.clone(),
+        management: None,
     })
 }
 

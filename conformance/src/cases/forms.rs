@@ -19,7 +19,7 @@ crate::cases! {
 const BOUNDARY: &str = "----a-boundary";
 
 /// A form, signed when it is sent.
-struct Form<'b> {
+pub(super) struct Form<'b> {
     bench: &'b Bench,
     fields: Vec<(String, String)>,
     conditions: Vec<Value>,
@@ -29,7 +29,7 @@ struct Form<'b> {
 
 impl<'b> Form<'b> {
     /// For a key, with a policy that allows any key and up to 1 MiB.
-    fn new(bench: &'b Bench, key: &str) -> Self {
+    pub(super) fn new(bench: &'b Bench, key: &str) -> Self {
         Self {
             bench,
             fields: vec![("key".into(), key.into())],
@@ -65,7 +65,7 @@ impl<'b> Form<'b> {
         self
     }
 
-    async fn send(self) -> Result<Response> {
+    pub(super) async fn send(self) -> Result<Response> {
         let scope = PolicyScope::new(&self.bench.target, AmzTime::now());
         let mut conditions = self.conditions.clone();
         conditions.extend(scope.fields().into_iter().map(|(name, value)| json!({name: value})));
@@ -277,6 +277,11 @@ async fn forged_forms_are_refused(bench: Bench) -> Result<()> {
         .send_as_is()
         .await?
         .expect_error(403, "AccessDenied")?;
+    // It was signed for another day than it says.
+    let conditions = json!([{"bucket": bench.bucket}, {"key": "k"}, {"x-amz-date": "20200101T000000Z"}]);
+    let policy = json!({"expiration": iso(AmzTime::seconds_from_now(600)), "conditions": conditions}).to_string();
+    let answer = Form::new(&bench, "k").send_policy(&scope, policy.as_bytes());
+    answer.await?.expect_error(403, "AccessDenied")?;
     bench.expect_absent("k").await
 }
 

@@ -7,15 +7,19 @@ pub mod chunked_uploads;
 pub mod conditions;
 pub mod copy_object;
 pub mod forms;
+pub mod lifecycle;
 pub mod list_objects;
 pub mod metadata;
 pub mod multipart_upload;
 pub mod names;
+pub mod object_lock;
 pub mod objects;
 pub mod presigned;
 pub mod ranges;
 pub mod tagging;
 pub mod unsupported;
+pub mod users;
+pub mod versioning;
 pub mod virtual_host;
 
 use crate::case::Case;
@@ -56,9 +60,13 @@ pub fn all() -> Vec<Case> {
         list_objects::all(),
         multipart_upload::all(),
         tagging::all(),
+        versioning::all(),
         presigned::all(),
         chunked_uploads::all(),
         virtual_host::all(),
+        users::all(),
+        lifecycle::all(),
+        object_lock::all(),
         bad_input::all(),
     ]
     .concat()

@@ -140,6 +140,19 @@ async fn tampered_is_refused(bench: Bench) -> Result<()> {
     for (_, value) in forged.query.iter_mut().filter(|(name, _)| name == "X-Amz-Signature") {
         *value = "0".repeat(64);
     }
+    let with_signature = |text: &str| {
+        let mut request = good.clone();
+        for (_, value) in request.query.iter_mut().filter(|(name, _)| name == "X-Amz-Signature") {
+            text.clone_into(value);
+        }
+        request
+    };
+    for none in ["", "x", "not hexadecimal digits", &"F".repeat(64), &"0".repeat(65)] {
+        let answer = with_signature(none).send(&bench.target).await?;
+        answer
+            .expect_error(403, "SignatureDoesNotMatch")
+            .context(none.to_owned())?;
+    }
     let more = good.clone().query("response-content-type", "text/html");
     for (request, what) in [
         (other, "another key"),

@@ -34,6 +34,7 @@ client_cases! {
     "s3 mb": buckets_are_made_listed_and_removed;
     "s3 presign": a_presigned_url_works_without_keys;
     "s3api": objects_with_metadata_and_tags, conditions_and_batches, parts_and_pages;
+    "s3api versions": versions_are_kept_and_brought_back;
 }
 
 impl Desk {
@@ -310,5 +311,50 @@ fn parts_and_pages(desk: &Desk) -> Result<()> {
     desk.s3api(&["abort-multipart-upload", "--key", "given up", "--upload-id", id])?;
     let uploads = desk.s3api(&["list-multipart-uploads"])?;
     ensure!(uploads["Uploads"].is_null(), "{uploads}");
+    Ok(())
+}
+
+fn versions_are_kept_and_brought_back(desk: &Desk) -> Result<()> {
+    desk.s3api(&["put-bucket-versioning", "--versioning-configuration", "Status=Enabled"])?;
+    let state = desk.s3api(&["get-bucket-versioning"])?;
+    ensure!(state["Status"] == "Enabled", "{state}");
+    for content in ["one", "two", "three"] {
+        fs::write(desk.path("file"), content)?;
+        desk.s3(&["cp", "--no-progress", "file", &desk.url("file")])?;
+    }
+    desk.s3(&["rm", &desk.url("file")])?;
+    ensure!(
+        desk.s3(&["ls", &desk.url("")]).is_err(),
+        "nothing is listed, which `aws s3 ls` calls a failure"
+    );
+    let list = desk.s3api(&["list-object-versions", "--prefix", "file", "--page-size", "1"])?;
+    let id = |entry: &Value| entry["VersionId"].as_str().unwrap_or_default().to_owned();
+    let versions: Vec<String> = list["Versions"]
+        .as_array()
+        .context("no versions")?
+        .iter()
+        .map(id)
+        .collect();
+    ensure!(versions.len() == 3, "{list}");
+    let marker = &list["DeleteMarkers"][0];
+    ensure!(marker["IsLatest"] == true, "{list}");
+    desk.s3api(&["get-object", "--key", "file", "--version-id", &versions[2], "back"])?;
+    desk.expect_file("back", b"one")?;
+    let failed = desk.aws_fails(&["s3api", "head-object", "--bucket", &desk.bucket, "--key", "file"])?;
+    ensure!(failed.contains("404"), "{failed}");
+    let deleted = desk.s3api(&["delete-object", "--key", "file", "--version-id", &id(marker)])?;
+    ensure!(
+        deleted["DeleteMarker"] == true && deleted["VersionId"] == marker["VersionId"],
+        "{deleted}"
+    );
+    desk.s3(&["cp", "--no-progress", &desk.url("file"), "back"])?;
+    desk.expect_file("back", b"three")?;
+    let source = format!("{}/file?versionId={}", desk.bucket, versions[1]);
+    let copied = desk.s3api(&["copy-object", "--key", "file", "--copy-source", &source])?;
+    ensure!(copied["CopySourceVersionId"] == versions[1], "{copied}");
+    desk.s3(&["cp", "--no-progress", &desk.url("file"), "back"])?;
+    desk.expect_file("back", b"two")?;
+    let failed = desk.aws_fails(&["s3api", "delete-bucket", "--bucket", &desk.bucket])?;
+    ensure!(failed.contains("BucketNotEmpty"), "{failed}");
     Ok(())
 }

@@ -231,9 +231,50 @@ def presigned_posts():
     assert s3.get_object(Bucket=bucket, Key="posts/f.txt")["Body"].read() == b"by form"
 
 
+def versions():
+    own = boto3.resource("s3").Bucket(bucket)
+    own.Versioning().enable()
+    assert own.Versioning().status == "Enabled"
+    ids = []
+    for n in range(5):
+        ids.append(s3.put_object(Bucket=bucket, Key="k", Body=b"%d" % n)["VersionId"])
+        s3.put_object(Bucket=bucket, Key=f"other/{n}", Body=b"")
+    marker = s3.delete_object(Bucket=bucket, Key="k")
+    assert marker["DeleteMarker"], marker
+    fails("NoSuchKey", s3.get_object, Bucket=bucket, Key="k")
+    fails("MethodNotAllowed", s3.get_object, Bucket=bucket, Key="k", VersionId=marker["VersionId"])
+    pages = s3.get_paginator("list_object_versions").paginate(Bucket=bucket, PaginationConfig={"PageSize": 2})
+    found, markers = [], []
+    for page in pages:
+        found += [(entry["Key"], entry["VersionId"], entry["IsLatest"]) for entry in page.get("Versions", [])]
+        markers += [(entry["Key"], entry["VersionId"], entry["IsLatest"]) for entry in page.get("DeleteMarkers", [])]
+    assert [entry[1] for entry in found if entry[0] == "k"] == ids[::-1], found
+    assert not any(entry[2] for entry in found if entry[0] == "k"), found
+    assert len([entry for entry in found if entry[2]]) == 5, found
+    assert markers == [("k", marker["VersionId"], True)], markers
+    # Restored by a copy of an earlier version, and then by taking the marker away.
+    copied = s3.copy_object(Bucket=bucket, Key="k", CopySource={"Bucket": bucket, "Key": "k", "VersionId": ids[1]})
+    assert copied["CopySourceVersionId"] == ids[1], copied
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"1"
+    s3.delete_object(Bucket=bucket, Key="k", VersionId=copied["VersionId"])
+    fails("NoSuchKey", s3.get_object, Bucket=bucket, Key="k")
+    s3.delete_object(Bucket=bucket, Key="k", VersionId=marker["VersionId"])
+    got = s3.get_object(Bucket=bucket, Key="k")
+    assert got["Body"].read() == b"4" and got["VersionId"] == ids[4], got
+    assert own.Object("k").Version(ids[2]).get()["Body"].read() == b"2"
+    own.Versioning().suspend()
+    assert s3.put_object(Bucket=bucket, Key="k", Body=b"null")["VersionId"] == "null"
+    fails("BucketNotEmpty", own.delete)
+    own.object_versions.filter(Prefix="other/").delete()
+    assert {version.key for version in own.object_versions.all()} == {"k"}
+    own.object_versions.delete()
+    assert not list(own.object_versions.all())
+
+
 {
     story.__name__: story
     for story in [
         objects, conditions, errors, resource, transfers, pages, waiters, presigned_urls, presigned_posts,
+        versions,
     ]
 }[sys.argv[1]]()  # fmt: skip

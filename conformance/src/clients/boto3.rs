@@ -17,6 +17,7 @@ client_cases! {
     "paginators": pages;
     "waiters": waiters;
     "presigned": presigned_urls, presigned_posts;
+    "versions": versions;
 }
 
 fn run(desk: &Desk, story: &str) -> Result<()> {
@@ -47,5 +48,6 @@ stories!(
     pages,
     waiters,
     presigned_urls,
-    presigned_posts
+    presigned_posts,
+    versions
 );

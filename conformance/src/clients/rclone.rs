@@ -32,6 +32,7 @@ client_cases! {
     "check": a_changed_file_is_found;
     "purge": a_folder_and_a_bucket_are_removed;
     "rcat": streams_go_up_and_ranges_come_back;
+    "--s3-versions": versions_are_listed_read_and_cleaned_up;
 }
 
 /// Parts as small as S3 lets them be, so that a small file has several.
@@ -158,5 +159,40 @@ fn streams_go_up_and_ranges_come_back(desk: &Desk) -> Result<()> {
         .and_then(|entry| entry["Size"].as_u64())
         .context("no size")?;
     ensure!(size == 12_000_000, "{list}");
+    Ok(())
+}
+
+fn versions_are_listed_read_and_cleaned_up(desk: &Desk) -> Result<()> {
+    let remote = desk.remote("");
+    desk.rclone(&["backend", "versioning", &remote, "Enabled"])?;
+    fs::create_dir(desk.path("dir"))?;
+    for content in ["one", "three"] {
+        desk.write("dir/file.txt", content.as_bytes())?;
+        desk.rclone(&["copy", "dir", &remote])?;
+    }
+    ensure!(desk.rclone(&["cat", &desk.remote("file.txt")])? == "three");
+    let names = |arguments: &[&str]| -> Result<Vec<String>> {
+        let list = desk.rclone(&[&["lsf"], arguments, &[&remote]].concat())?;
+        Ok(list.lines().map(str::to_owned).collect())
+    };
+    ensure!(names(&[])? == ["file.txt"]);
+    // Earlier versions have their time in their names.
+    let listed = names(&["--s3-versions"])?;
+    let old: Vec<_> = listed.iter().filter(|name| name.starts_with("file-v")).collect();
+    ensure!(listed.len() == 2 && old.len() == 1, "{listed:?}");
+    let content = desk.rclone(&["cat", "--s3-versions", &desk.remote(old[0])])?;
+    ensure!(content == "one", "{content}");
+    desk.rclone(&["deletefile", &desk.remote("file.txt")])?;
+    ensure!(names(&[])?.is_empty());
+    let listed = names(&["--s3-versions"])?;
+    ensure!(listed.len() == 2, "{listed:?}");
+    desk.rclone(&["copy", "--s3-versions", &remote, "back"])?;
+    let mut back: Vec<_> = fs::read_dir(desk.path("back"))?
+        .map(|entry| Ok(fs::read_to_string(entry?.path())?))
+        .collect::<Result<_>>()?;
+    back.sort();
+    ensure!(back == ["one", "three"], "{back:?}");
+    desk.rclone(&["backend", "cleanup-hidden", &remote])?;
+    ensure!(names(&["--s3-versions"])?.is_empty());
     Ok(())
 }

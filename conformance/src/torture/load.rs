@@ -38,6 +38,8 @@ pub(super) struct Round {
     pub(super) values: Arc<AtomicU64>,
     pub(super) actors: AtomicU64,
     pub(super) stop: AtomicBool,
+    /// Whether there is a bucket that keeps versions.
+    pub(super) keeps_versions: bool,
     /// A qcow2 image and what a guest sees in it.
     pub(super) qcow2: Option<Qcow2>,
 }
@@ -49,7 +51,7 @@ pub(super) struct Qcow2 {
     pub(super) raw: Bytes,
 }
 
-/// What a client may do. Operations on versions would stand here too.
+/// What a client may do.
 #[derive(Debug, Clone, Copy)]
 enum Operation {
     Put,
@@ -69,12 +71,13 @@ enum Operation {
     Complete,
     CompleteAgain,
     Abort,
+    Version,
     Shared,
 }
 
 impl Operation {
     fn throw(dice: &mut Dice) -> Self {
-        match dice.below(34) {
+        match dice.below(40) {
             0..=5 => Self::Put,
             6 | 7 => Self::PutTagged,
             8 => Self::PutIfAbsent,
@@ -92,6 +95,7 @@ impl Operation {
             25 | 26 => Self::Complete,
             27 => Self::CompleteAgain,
             28 => Self::Abort,
+            29..=34 => Self::Version,
             _ => Self::Shared,
         }
     }
@@ -138,6 +142,7 @@ impl Worker {
             let operation = Operation::throw(&mut self.dice);
             let done = match operation {
                 Operation::Shared => self.shared(round, actor).await,
+                Operation::Version => self.version(round).await,
                 Operation::CreateUpload
                 | Operation::UploadPart
                 | Operation::UploadPartCopy
@@ -151,7 +156,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn send(&mut self, round: &Round, request: Request) -> Answer {
+    pub(super) async fn send(&mut self, round: &Round, request: Request) -> Answer {
         let answer = round.client.send(request).await;
         self.gone |= matches!(answer, Answer::Gone);
         match answer {
@@ -190,7 +195,7 @@ impl Worker {
         bytes.into()
     }
 
-    fn any_bytes(&mut self) -> Bytes {
+    pub(super) fn any_bytes(&mut self) -> Bytes {
         let most = match self.dice.below(8) {
             0..=2 => 200,
             3 | 4 => 5_000,

@@ -18,6 +18,7 @@ mod load;
 mod model;
 mod report;
 mod round;
+mod versions;
 
 use std::{
     path::PathBuf,

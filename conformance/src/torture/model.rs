@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::versions::Versions;
 use crate::pattern::md5_hex;
 
 /// The tags of an object.
@@ -105,6 +106,8 @@ impl Upload {
 pub(super) struct Model {
     pub(super) objects: BTreeMap<String, Known>,
     pub(super) uploads: BTreeMap<String, Upload>,
+    /// Keys of the bucket that keeps versions.
+    pub(super) versioned: BTreeMap<String, Versions>,
     /// The upload that was completed last, with its parts and where it stands, to be completed again.
     pub(super) completed: Option<Completed>,
     /// Uploads that may have begun, of which the id was not answered.

@@ -21,6 +21,7 @@ use super::{
     load::{Round, Worker},
     model::{Known, Tags, Version},
     report::Report,
+    versions,
 };
 use crate::{
     pattern::Dice,
@@ -52,6 +53,8 @@ pub(super) struct Epoch {
     shared: BTreeMap<&'static str, Option<u64>>,
     /// Whether the bucket was acknowledged.
     has_bucket: bool,
+    /// Whether the bucket that keeps versions was, and that it keeps them.
+    keeps_versions: bool,
     pub(super) rounds: u64,
     over: bool,
 }
@@ -69,6 +72,7 @@ impl Epoch {
             workers,
             shared: BTreeMap::new(),
             has_bucket: false,
+            keeps_versions: false,
             rounds: 0,
             over: false,
         };
@@ -117,7 +121,7 @@ impl Epoch {
         let started = self.start_or_end(ending)?;
         let mut histories = Histories::default();
         if started {
-            self.bucket(ending).await?;
+            self.buckets(ending).await?;
         }
         if started && self.has_bucket {
             histories = self.load(common, ending, &mut dice, report).await?;
@@ -168,16 +172,22 @@ impl Epoch {
         }
     }
 
-    async fn bucket(&mut self, ending: Ending) -> Result<()> {
-        match check::make_bucket(&self.client()).await {
-            Ok(was_there) => {
-                ensure!(was_there || !self.has_bucket, "the bucket is gone");
-                self.has_bucket = true;
-                Ok(())
-            }
-            Err(_) if !matches!(ending, Ending::Cut | Ending::Kill) => Ok(()),
-            Err(error) => Err(error),
+    /// Makes the buckets. In some rounds calls fail, and so may this.
+    async fn buckets(&mut self, ending: Ending) -> Result<()> {
+        let client = self.client();
+        let must_work = matches!(ending, Ending::Cut | Ending::Kill);
+        match check::make_bucket(&client).await {
+            Ok(was_there) => ensure!(was_there || !self.has_bucket, "the bucket is gone"),
+            Err(error) if must_work => return Err(error),
+            Err(_) => return Ok(()),
         }
+        self.has_bucket = true;
+        if !self.keeps_versions {
+            let made = versions::make_bucket(&client).await;
+            self.keeps_versions = made.is_ok();
+            return if must_work { made } else { Ok(()) };
+        }
+        Ok(())
     }
 
     async fn load(
@@ -193,6 +203,7 @@ impl Epoch {
             values: Arc::clone(&common.values),
             actors: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            keeps_versions: self.keeps_versions,
             qcow2: common.qcow2.clone(),
         });
         let work: Vec<_> = self
@@ -264,6 +275,9 @@ impl Epoch {
         self.has_bucket = true;
         for worker in &mut self.workers {
             report.checks += check::worker(&client, worker).await?;
+            if self.keeps_versions {
+                report.checks += versions::check(&client, worker).await?;
+            }
         }
         let shared = check::shared(&client).await?;
         for (key, value) in &shared {
@@ -284,9 +298,15 @@ impl Epoch {
         check::jobs_end(&self.server.management_target()).await?;
         for worker in &mut self.workers {
             report.checks += check::worker(&client, worker).await?;
+            if self.keeps_versions {
+                report.checks += versions::check(&client, worker).await?;
+            }
             report.checks += check::derivatives(&client, worker, self.server.scratch(), common.qcow2.as_ref()).await?;
         }
         check::clear(&client).await?;
+        if self.keeps_versions {
+            versions::clear(&client).await?;
+        }
         self.server.await_no_blobs()?;
         ensure!(
             !self.server.log().contains("panicked"),

@@ -243,6 +243,7 @@ mod tests {
             access_key: "AKIAIOSFODNN7EXAMPLE".into(),
             secret_key: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into(),
             domain: None,
+            management: None,
         };
         let time = AmzTime("2013-05-24T00:00:00Z".parse().unwrap());
         let request = Request::new("GET", "/test.txt").header("Range", "bytes=0-9");

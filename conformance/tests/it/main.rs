@@ -12,6 +12,8 @@
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
 //! | `zones` | two servers |
+//! | `lifecycle` | lifecycle rules and object lock, in days that are short |
+//! | `users` | users with keys of their own, by the command and with profiles |
 //! | `exposition` | `/metrics`, read strictly |
 //! | `kill` | SIGKILL at random moments |
 //! | `torture` | power cuts and failing disks, and that these tests would see damage |
@@ -38,8 +40,10 @@ mod images;
 mod import;
 mod jobs;
 mod kill;
+mod lifecycle;
 mod origin;
 mod races;
 mod s3;
 mod torture;
+mod users;
 mod zones;

@@ -44,14 +44,17 @@ families!(
     conditions,
     copy_object,
     forms,
+    lifecycle,
     list_objects,
     metadata,
     multipart_upload,
     names,
+    object_lock,
     objects,
     presigned,
     ranges,
     tagging,
     unsupported,
+    users,
     virtual_host
 );

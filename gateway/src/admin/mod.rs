@@ -20,6 +20,7 @@ mod request;
 pub(crate) mod server;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod user;
 
 use std::sync::Arc;
 
@@ -42,7 +43,7 @@ use tower::ServiceExt;
 use self::error::{ApiError, render_errors};
 use crate::{
     app::SharedApp,
-    auth::route::{KeyringAuth, signed_routes},
+    auth::route::{UserAuth, signed_routes},
     metrics,
     server::{HttpRequest, HttpResponse, RequestId, Service},
 };
@@ -58,7 +59,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 22] = [
+static ROUTES: [Route; 28] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -151,6 +152,36 @@ static ROUTES: [Route; 22] = [
     },
     Route {
         method: Method::GET,
+        path: "/api/v1/users",
+        handle: |method| on(method, user::list),
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/users",
+        handle: |method| on(method, user::create),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/users/{name}",
+        handle: |method| on(method, user::show),
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/api/v1/users/{name}",
+        handle: |method| on(method, user::delete),
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/users/{name}/keys",
+        handle: |method| on(method, user::create_key),
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/api/v1/users/{name}/keys/{access_key}",
+        handle: |method| on(method, user::delete_key),
+    },
+    Route {
+        method: Method::GET,
         path: "/api/v1/users/{name}/quota",
         handle: |method| on(method, quota::show_user),
     },
@@ -226,7 +257,7 @@ fn signed_service(app: &SharedApp) -> S3Service {
     config.form_max_field_size = request::BODY_LEN_MAX;
     config.form_max_fields_size = request::BODY_LEN_MAX;
     let mut builder = S3ServiceBuilder::new(NoS3);
-    builder.set_auth(KeyringAuth(SharedApp::clone(app)));
+    builder.set_auth(UserAuth(SharedApp::clone(app)));
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
     builder.set_route(signed_routes(app, API, api_routes(app)));
     builder.build()

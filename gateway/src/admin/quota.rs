@@ -9,7 +9,10 @@ use lithos_storage::{BucketName, QuotaRecord, Usage};
 use serde::{Deserialize, Serialize};
 
 use super::{error::ApiError, request::JsonBody};
-use crate::app::SharedApp;
+use crate::{
+    app::{App, SharedApp},
+    auth::user,
+};
 
 /// The most that a bucket or a user may hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,8 +91,9 @@ pub(super) async fn show_user(
     State(app): State<SharedApp>,
     Path(name): Path<String>,
 ) -> Result<Json<QuotaStateView>, ApiError> {
-    let quota = app.store.user_quota(&name).await?;
-    Ok(QuotaStateView::of(quota, app.store.user_usage(&name).await?))
+    let id = owner(&app, &name).await?;
+    let quota = app.store.user_quota(&id).await?;
+    Ok(QuotaStateView::of(quota, app.store.user_usage(&id).await?))
 }
 
 pub(super) async fn set_user(
@@ -97,12 +101,29 @@ pub(super) async fn set_user(
     Path(name): Path<String>,
     JsonBody(quota): JsonBody<QuotaView>,
 ) -> Result<Json<QuotaStateView>, ApiError> {
+    let id = owner(&app, &name).await?;
     let quota = Some(quota.into());
-    app.store.set_user_quota(&name, quota).await?;
-    Ok(QuotaStateView::of(quota, app.store.user_usage(&name).await?))
+    app.store.set_user_quota(&id, quota).await?;
+    Ok(QuotaStateView::of(quota, app.store.user_usage(&id).await?))
 }
 
 pub(super) async fn clear_user(State(app): State<SharedApp>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    app.store.set_user_quota(&name, None).await?;
+    let id = owner(&app, &name).await?;
+    app.store.set_user_quota(&id, None).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whom buckets name as their owner when they belong to the user `name`.
+async fn owner(app: &App, name: &str) -> Result<String, ApiError> {
+    match user::id(app, name).await? {
+        Some(id) => Ok(id),
+        // Root keys of earlier own what they made.
+        None if app.store.user_quota(name).await?.is_some() => Ok(name.to_owned()),
+        None if app.store.user_usage(name).await? != Usage::default() => Ok(name.to_owned()),
+        None => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            format!("there is no user {name:?}"),
+        )),
+    }
 }

@@ -1,11 +1,13 @@
 //! Keys: who may do what, and secrets at rest.
 //!
-//! There is one pair of root keys for now. It comes from the environment, or the first start makes one and writes it to
-//! `credentials` in the data folder, in the format of the AWS command line. Secrets that the index has to hold are
-//! sealed with AES-256-GCM under a key in `secret.key`, beside the index but not in it. Both files have mode 0600.
+//! The root keys open everything. They come from the environment, or the first start makes a pair and writes it to
+//! `credentials` in the data folder, in the format of the AWS command line. All other users are in the index ([`user`]).
+//! Secrets that the index has to hold are sealed with AES-256-GCM under a key in `secret.key`, beside the index but not in
+//! it. Both files have mode 0600.
 
 pub(crate) mod route;
 mod seal;
+pub(crate) mod user;
 
 use std::{
     fs,
@@ -15,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use s3s::{S3Result, auth::SecretKey, s3_error};
+use s3s::auth::SecretKey;
 
 use self::seal::SealingKey;
 pub(crate) use self::seal::fill_random;
@@ -30,7 +32,7 @@ pub(crate) enum KeyFiles {
     Read,
 }
 
-/// The keys this server knows.
+/// The keys that the data folder and the environment hold.
 #[derive(Debug)]
 pub(crate) struct Keyring {
     root: RootKeys,
@@ -77,14 +79,6 @@ impl Keyring {
     pub(crate) fn unseal(&self, context: &str, sealed: &[u8]) -> anyhow::Result<SecretKey> {
         let secret = String::from_utf8(self.sealing.open_sealed(context, sealed)?)?;
         Ok(SecretKey::from(secret))
-    }
-
-    /// The secret key of `access_key`.
-    pub(crate) fn secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        if access_key == self.root.access_key {
-            return Ok(self.root.secret_key.clone());
-        }
-        Err(s3_error!(InvalidAccessKeyId, "the access key is not known here"))
     }
 }
 
@@ -148,7 +142,7 @@ fn write_secret(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Random capital letters and digits.
-fn random_name(len: usize) -> anyhow::Result<String> {
+pub(crate) fn random_name(len: usize) -> anyhow::Result<String> {
     const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut bytes = vec![0; len];
     seal::fill_random(&mut bytes)?;

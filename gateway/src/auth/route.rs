@@ -16,6 +16,7 @@ use s3s::{
 };
 use tower::ServiceExt;
 
+use super::user;
 use crate::app::SharedApp;
 
 /// Who signed a request; handlers find it among the extensions.
@@ -25,13 +26,13 @@ pub(crate) struct Caller {
     pub(crate) access_key: String,
 }
 
-/// The secret keys that signatures are verified with: those of the keyring.
-pub(crate) struct KeyringAuth(pub(crate) SharedApp);
+/// The secret keys that signatures are verified with: those of root and of the users.
+pub(crate) struct UserAuth(pub(crate) SharedApp);
 
 #[async_trait]
-impl S3Auth for KeyringAuth {
+impl S3Auth for UserAuth {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        self.0.keyring.secret_key(access_key)
+        user::secret_key(&self.0, access_key).await
     }
 }
 

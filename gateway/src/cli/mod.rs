@@ -12,6 +12,7 @@ mod restore;
 mod scrub;
 mod server;
 mod upgrade;
+mod user;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -38,6 +39,14 @@ pub(crate) enum ClientCommand {
 
         #[command(subcommand)]
         command: server::Command,
+    },
+    /// Create and delete users, and their access keys
+    User {
+        #[command(flatten)]
+        connection: Connection,
+
+        #[command(subcommand)]
+        command: user::Command,
     },
     /// Bound what a bucket or a user may hold
     Quota {
@@ -84,6 +93,7 @@ pub(crate) async fn run(command: ClientCommand, keys: Option<RootKeys>) -> anyho
         ClientCommand::Scrub(args) => scrub::scrub(args, keys).await,
         ClientCommand::Damage(args) => scrub::damage(args, keys).await,
         ClientCommand::Server { connection, command } => server::run(command, &connection.open(keys)?).await,
+        ClientCommand::User { connection, command } => user::run(command, &connection.open(keys)?).await,
         ClientCommand::Quota { connection, command } => quota::run(command, &connection.open(keys)?).await,
     }
 }

@@ -44,7 +44,7 @@ pub(crate) struct Whose {
     /// A bucket, or all buckets of a user together
     kind: Kind,
 
-    /// The bucket's name, or the user's access key
+    /// The bucket's name, or the user's; `root` is the holder of the root keys
     name: String,
 }
 

@@ -9,13 +9,13 @@ const PAGE: usize = 500;
 
 /// Queues the blobs of every object of `bucket`; they are compressed in the background.
 pub(super) async fn run(context: &JobContext, bucket: &BucketName) -> Result<String, JobError> {
-    let mut after: Option<String> = None;
+    let mut after = None;
     context.stage("looking at objects", None);
     loop {
         let last = context
             .app
             .store
-            .queue_bucket_compression(bucket, after.as_deref(), PAGE)
+            .queue_bucket_compression(bucket, after.as_ref(), PAGE)
             .await?;
         match last {
             Some(last) => after = Some(last),

@@ -12,6 +12,7 @@ use lithos_storage::{
 
 use super::{ImportTask, JobContext, JobError};
 use crate::{
+    auth::user,
     image::{annotate, wishes},
     import::{self, Checksum, Download, FetchError, Fetcher, OBJECT_LEN_MAX},
 };
@@ -123,9 +124,11 @@ async fn commit(
         condition: WriteCondition::Always,
         fence: Some(context.fence),
     };
-    let jobs =
-        |bucket_record: &_, record: &mut _| Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record));
-    app.store.put_object(bucket, key, new, jobs).await?;
+    let put = app.store.put_object(bucket, key, new, |bucket_record, record| {
+        user::require_owner(app, bucket_record, &record.owner)?;
+        Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
+    });
+    put.await?;
     Ok(())
 }
 

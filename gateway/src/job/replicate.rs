@@ -285,6 +285,7 @@ impl Replication<'_> {
             bucket: self.bucket.to_string(),
             region: now.bucket.region,
             bucket_tags: now.bucket.tags,
+            bucket_owner: now.bucket.owner,
             key: self.key.to_string(),
             record: Replica::encode(&record),
         };

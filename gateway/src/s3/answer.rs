@@ -98,10 +98,20 @@ fn completed_error(body: &[u8], path: &str, id: &str) -> Bytes {
 /// The refusal of a form that is not as its policy wants it. The library says that the policy is invalid, S3 that access
 /// is denied.
 fn against_policy(error: &Bytes) -> Option<Bytes> {
-    const INVALID: &str = "<Code>InvalidPolicyDocument</Code><Message>Policy condition";
-    const DENIED: &str = "<Code>AccessDenied</Code><Message>Policy condition";
+    const INVALID: &str = "<Code>InvalidPolicyDocument</Code><Message>";
+    const DENIED: &str = "<Code>AccessDenied</Code><Message>";
+    /// What the library begins its refusals with where the policy can be read.
+    const REFUSALS: [&str; 5] = [
+        "Policy condition",
+        "Bucket in form field",
+        "x-amz-date does not match policy",
+        "x-amz-credential does not match policy",
+        "x-amz-algorithm does not match policy",
+    ];
     let text = std::str::from_utf8(error).ok()?;
-    text.contains(INVALID).then(|| text.replacen(INVALID, DENIED, 1).into())
+    let (_, message) = text.split_once(INVALID)?;
+    let refused = REFUSALS.iter().any(|refusal| message.starts_with(refusal));
+    refused.then(|| text.replacen(INVALID, DENIED, 1).into())
 }
 
 /// A path is ASCII without control characters, so only markup matters.

@@ -6,9 +6,9 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 use super::{
     answer::Unquoted,
     checksum::{checksum_type, set_checksum},
-    get::{open, refuse_version},
+    get::open,
     list::page_size,
-    wire::{etag, length, refuse, store_error, timestamp},
+    wire::{etag, length, refuse, shown_version, store_error, timestamp},
 };
 use crate::app::App;
 
@@ -20,16 +20,16 @@ pub(super) async fn get_object_attributes(
     request: S3Request<dto::GetObjectAttributesInput>,
 ) -> S3Result<S3Response<dto::GetObjectAttributesOutput>> {
     let input = request.input;
-    refuse_version(input.version_id.as_deref())?;
     let asked = asked(&input.object_attributes)?;
     let wants = |attribute: &str| asked.iter().any(|asked| asked == attribute);
-    let object = open(app, &input.bucket, &input.key).await?;
+    let object = open(app, &input.bucket, &input.key, input.version_id.as_deref()).await?;
     let record = &object.record;
     let mut output = dto::GetObjectAttributesOutput {
         last_modified: Some(timestamp(record.last_modified)),
         e_tag: wants("ETag").then(|| etag(&record.etag)),
         object_size: wants("ObjectSize").then(|| length(record.size())),
         storage_class: wants("StorageClass").then(|| storage_class(record)),
+        version_id: shown_version(&object.bucket, record.version),
         ..Default::default()
     };
     if wants("Checksum")

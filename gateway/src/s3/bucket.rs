@@ -1,10 +1,16 @@
 //! Buckets.
 
-use lithos_storage::BucketName;
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use lithos_storage::{BucketName, ErrorKind};
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::wire::{BUCKET_TAGS_MAX, bucket_name, owner, refuse, set_tags, signer, store_error, timestamp};
-use crate::app::App;
+use super::{
+    access::caller,
+    wire::{BUCKET_TAGS_MAX, bucket_name, refuse, set_tags, store_error, timestamp},
+};
+use crate::{
+    app::App,
+    auth::user::{self, Identity},
+};
 
 /// The region that S3 does not name in a location.
 pub(super) const DEFAULT_REGION: &str = "us-east-1";
@@ -15,12 +21,9 @@ pub(super) async fn create_bucket(
     app: &App,
     request: S3Request<dto::CreateBucketInput>,
 ) -> S3Result<S3Response<dto::CreateBucketOutput>> {
-    let owner = signer(&request);
+    let caller = caller(&request)?;
     let input = request.input;
     let name = bucket_name(&input.bucket)?;
-    if input.object_lock_enabled_for_bucket == Some(true) {
-        return Err(refuse(S3ErrorCode::NotImplemented, "object lock is not available"));
-    }
     let configuration = input.create_bucket_configuration.unwrap_or_default();
     let region = configuration
         .location_constraint
@@ -35,14 +38,51 @@ pub(super) async fn create_bucket(
         ));
     }
     let tags = set_tags(configuration.tags.unwrap_or_default(), BUCKET_TAGS_MAX)?;
-    app.store
-        .create_bucket(&name, region, tags, owner)
-        .await
-        .map_err(store_error)?;
+    let owner = caller.id.clone();
+    let created = if input.object_lock_enabled_for_bucket == Some(true) {
+        app.store.create_locked_bucket(&name, region, tags, owner).await
+    } else {
+        app.store.create_bucket(&name, region, tags, owner).await
+    };
+    if let Err(error) = created {
+        return match error.kind() {
+            ErrorKind::BucketAlreadyExists => Err(taken(app, &caller, &name).await?),
+            _ => Err(store_error(error)),
+        };
+    }
     Ok(S3Response::new(dto::CreateBucketOutput {
         location: Some(format!("/{name}")),
         ..Default::default()
     }))
+}
+
+/// The refusal of a name that is taken: S3 tells who has it already from who cannot have it (S3 API Reference,
+/// "CreateBucket").
+///
+/// Differs: in us-east-1 S3 answers 200 to who has it already. Here that is an error in every region.
+async fn taken(app: &App, caller: &Identity, name: &BucketName) -> S3Result<S3Error> {
+    let owner = match app.store.bucket(name).await {
+        Ok(bucket) => Some(bucket.owner),
+        Err(error) if error.kind() == ErrorKind::NoSuchBucket => None,
+        Err(error) => return Err(store_error(error)),
+    };
+    let own = match owner {
+        Some(owner) if caller.is_root() => !user::is_user(app, &owner).await.map_err(store_error)?,
+        Some(owner) => owner == caller.id,
+        // It has gone meanwhile: whose it was is not known.
+        None => false,
+    };
+    Ok(if own {
+        refuse(
+            S3ErrorCode::BucketAlreadyOwnedByYou,
+            format!("bucket {name} exists already, and is yours"),
+        )
+    } else {
+        refuse(
+            S3ErrorCode::BucketAlreadyExists,
+            format!("bucket {name} belongs to another user"),
+        )
+    })
 }
 
 pub(super) async fn head_bucket(
@@ -90,7 +130,7 @@ pub(super) async fn list_buckets(
     app: &App,
     request: S3Request<dto::ListBucketsInput>,
 ) -> S3Result<S3Response<dto::ListBucketsOutput>> {
-    let signer = signer(&request);
+    let caller = caller(&request)?;
     let input = request.input;
     let wanted = input.max_buckets.map_or(BUCKETS_MAX, |max| {
         usize::try_from(max).unwrap_or(0).clamp(1, BUCKETS_MAX)
@@ -108,7 +148,7 @@ pub(super) async fn list_buckets(
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         for (name, record) in page {
-            if !name.as_str().starts_with(&prefix) {
+            if !name.as_str().starts_with(&prefix) || !caller.may_use(&record.owner) {
                 continue;
             }
             if buckets.len() == wanted {
@@ -132,7 +172,10 @@ pub(super) async fn list_buckets(
     };
     Ok(S3Response::new(dto::ListBucketsOutput {
         buckets: Some(buckets),
-        owner: Some(owner(&signer)),
+        owner: Some(dto::Owner {
+            id: Some(caller.id.clone()),
+            display_name: Some(caller.name.clone()),
+        }),
         continuation_token,
         prefix: input.prefix,
     }))

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use lithos_storage::{
-    Checksum, ChecksumAlgorithm, ChecksumType, Content, ContentHeaders, DigestSet, NewObject, ObjectRecord, OpenObject,
-    WriteCondition,
+    Checksum, ChecksumAlgorithm, ChecksumType, Content, ContentHeaders, DigestSet, ErrorKind, NewObject, ObjectRecord,
+    OpenObject, PutOutcome, Versioning, WriteCondition,
 };
 use md5::{Digest, Md5};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
@@ -12,15 +12,18 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 use super::{
     PUT_LEN_MAX,
     checksum::{checksum_type, parse_algorithm, set_checksum},
+    lifecycle::expiration,
     multipart::{open_upload, part_number},
+    object_lock,
     precondition::{ETags, ReadConditions, Unmet, write_condition, write_error},
     wire::{
-        bucket_name, content_headers, etag, header_tags, object_key, refuse, signer, storage_class, store_error,
-        timestamp, user_metadata,
+        bucket_name, content_headers, etag, header_tags, object_key, refuse, shown_version, signer, storage_class,
+        store_error, timestamp, user_metadata, version_id,
     },
 };
 use crate::{
     app::App,
+    auth::user,
     image::{annotate, wishes},
 };
 
@@ -50,7 +53,7 @@ pub(super) async fn copy_object(
         replace_metadata || replace_tags || input.storage_class.is_some() || input.website_redirect_location.is_some();
     let source = open_source(app, &input.copy_source).await?;
     source_conditions!(input, &request.headers).check(&source.record, Unmet::PreconditionFailed)?;
-    if !changes && is_itself(&input.copy_source, bucket.as_str(), key.as_str()) {
+    if !changes && is_itself(&input.copy_source, &source, bucket.as_str(), key.as_str()) {
         return Err(refuse(
             S3ErrorCode::InvalidRequest,
             "a copy of an object onto itself must change its metadata, tags, storage class or redirect",
@@ -63,6 +66,7 @@ pub(super) async fn copy_object(
         ));
     }
     let condition = write_condition(&request.headers)?;
+    let lock = object_lock::asked(app, &request.headers)?;
     let conditional = condition != WriteCondition::Always;
     let algorithm = input
         .checksum_algorithm
@@ -90,9 +94,11 @@ pub(super) async fn copy_object(
         new.checksum = Some(full_checksum(&source, algorithm).await?);
     }
     let put = app.store.put_object(&bucket, &key, new, |bucket_record, record| {
+        user::require_owner(app, bucket_record, &record.owner)?;
+        record.lock = lock;
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
-    let record = put.await.map_err(write_error(conditional))?.record;
+    let PutOutcome { record, bucket } = put.await.map_err(write_error(conditional))?;
     let mut result = dto::CopyObjectResult {
         e_tag: Some(etag(&record.etag)),
         last_modified: Some(timestamp(record.last_modified)),
@@ -102,6 +108,9 @@ pub(super) async fn copy_object(
     set_checksum!(result, &record.checksum);
     Ok(S3Response::new(dto::CopyObjectOutput {
         copy_object_result: Some(result),
+        copy_source_version_id: shown_version(&source.bucket, source.record.version),
+        version_id: shown_version(&bucket, record.version),
+        expiration: expiration(app, &bucket, key.as_str(), &record).await?,
         ..Default::default()
     }))
 }
@@ -153,6 +162,7 @@ pub(super) async fn upload_part_copy(
     set_checksum!(result, &part.checksum);
     Ok(S3Response::new(dto::UploadPartCopyOutput {
         copy_part_result: Some(result),
+        copy_source_version_id: shown_version(&source.bucket, source.record.version),
         ..Default::default()
     }))
 }
@@ -225,7 +235,7 @@ async fn open_source(app: &App, source: &dto::CopySource) -> S3Result<OpenObject
     let dto::CopySource::Bucket {
         bucket,
         key,
-        version_id,
+        version_id: version,
     } = source
     else {
         return Err(refuse(
@@ -233,20 +243,33 @@ async fn open_source(app: &App, source: &dto::CopySource) -> S3Result<OpenObject
             "a copy's source is named by bucket and key",
         ));
     };
-    if version_id.as_deref().is_some_and(|version| version != "null") {
-        return Err(refuse(
-            S3ErrorCode::NoSuchVersion,
-            "the source's bucket is not versioned",
-        ));
-    }
-    app.store
-        .open_object(&bucket_name(bucket)?, &object_key(key)?)
-        .await
-        .map_err(store_error)
+    let opened = app
+        .store
+        .open_version(
+            &bucket_name(bucket)?,
+            &object_key(key)?,
+            version_id(version.as_deref())?,
+        )
+        .await;
+    opened.map_err(|error| match error.kind() {
+        ErrorKind::IsDeleteMarker => refuse(S3ErrorCode::InvalidRequest, error.to_string()),
+        _ => store_error(error),
+    })
 }
 
-fn is_itself(source: &dto::CopySource, bucket: &str, key: &str) -> bool {
-    matches!(source, dto::CopySource::Bucket { bucket: b, key: k, .. } if **b == *bucket && **k == *key)
+/// Whether a copy would leave everything as it is. An earlier version is brought back by copying it onto its own key.
+fn is_itself(source: &dto::CopySource, open: &OpenObject, bucket: &str, key: &str) -> bool {
+    match source {
+        dto::CopySource::Bucket {
+            bucket: from_bucket,
+            key: from_key,
+            version_id,
+        } => {
+            let names_version = version_id.is_some() && open.bucket.versioning != Versioning::Never;
+            **from_bucket == *bucket && **from_key == *key && !names_version
+        }
+        _ => false,
+    }
 }
 
 fn replaces(directive: Option<&str>) -> S3Result<bool> {

@@ -1,13 +1,14 @@
 //! DeleteObject and DeleteObjects.
 
 use futures::{StreamExt, stream};
-use lithos_storage::{BucketName, DeleteCondition};
+use lithos_storage::{BucketName, DeleteCondition, Deleted, Governance};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer::xml_text,
+    object_lock::governance,
     precondition::{ETags, delete_condition, named_etag, write_error},
-    wire::{bucket_name, object_key, refuse, store_error},
+    wire::{bucket_name, object_key, refuse, store_error, version_id},
 };
 use crate::app::App;
 
@@ -26,15 +27,20 @@ pub(super) async fn delete_object(
         input.if_match_last_modified_time,
         input.if_match_size,
     )?;
-    delete(
+    let deleted = delete(
         app,
         &bucket_name(&input.bucket)?,
         &input.key,
         input.version_id.as_deref(),
         &condition,
+        governance(input.bypass_governance_retention),
     )
     .await?;
-    Ok(S3Response::new(dto::DeleteObjectOutput::default()))
+    Ok(S3Response::new(dto::DeleteObjectOutput {
+        delete_marker: deleted.is_marker.then_some(true),
+        version_id: deleted.version.map(|version| version.to_string()),
+        ..Default::default()
+    }))
 }
 
 pub(super) async fn delete_objects(
@@ -44,6 +50,7 @@ pub(super) async fn delete_objects(
     let input = request.input;
     let bucket = bucket_name(&input.bucket)?;
     app.store.bucket(&bucket).await.map_err(store_error)?;
+    let governance = governance(input.bypass_governance_retention);
     let dto::Delete { objects, quiet } = input.delete;
     if objects.is_empty() || objects.len() > KEYS_MAX {
         return Err(refuse(
@@ -51,11 +58,11 @@ pub(super) async fn delete_objects(
             format!("a DeleteObjects names 1 to {KEYS_MAX} keys"),
         ));
     }
-    let results: Vec<(dto::ObjectIdentifier, S3Result<()>)> = stream::iter(objects)
+    let results: Vec<(dto::ObjectIdentifier, S3Result<Deleted>)> = stream::iter(objects)
         .map(|object| {
             let bucket = &bucket;
             async move {
-                let result = delete_listed(app, bucket, &object).await;
+                let result = delete_listed(app, bucket, &object, governance).await;
                 (object, result)
             }
         })
@@ -66,11 +73,8 @@ pub(super) async fn delete_objects(
     let mut errors = Vec::new();
     for (object, result) in results {
         match result {
-            Ok(()) if quiet == Some(true) => {}
-            Ok(()) => deleted.push(dto::DeletedObject {
-                key: Some(xml_text(&object.key)),
-                ..Default::default()
-            }),
+            Ok(_) if quiet == Some(true) => {}
+            Ok(done) => deleted.push(listed_deleted(&object, done)),
             Err(error) => errors.push(listed(object, &error)),
         }
     }
@@ -81,13 +85,19 @@ pub(super) async fn delete_objects(
     }))
 }
 
-async fn delete_listed(app: &App, bucket: &BucketName, object: &dto::ObjectIdentifier) -> S3Result<()> {
+async fn delete_listed(
+    app: &App,
+    bucket: &BucketName,
+    object: &dto::ObjectIdentifier,
+    governance: Governance,
+) -> S3Result<Deleted> {
     let condition = delete_condition(
         object.e_tag.as_ref().map(named_etag),
         object.last_modified_time.clone(),
         object.size,
     )?;
-    delete(app, bucket, &object.key, object.version_id.as_deref(), &condition).await
+    let version = object.version_id.as_deref();
+    delete(app, bucket, &object.key, version, &condition, governance).await
 }
 
 async fn delete(
@@ -96,15 +106,30 @@ async fn delete(
     key: &str,
     version: Option<&str>,
     condition: &DeleteCondition,
-) -> S3Result<()> {
-    if version.is_some_and(|version| version != "null") {
-        return Err(refuse(S3ErrorCode::NoSuchVersion, "the bucket is not versioned"));
+    governance: Governance,
+) -> S3Result<Deleted> {
+    let key = object_key(key)?;
+    let deleted = match version_id(version)? {
+        None => app.store.delete_object_if(bucket, &key, condition).await,
+        Some(version) => {
+            let store = &app.store;
+            store
+                .delete_retained(bucket, &key, version, condition, governance)
+                .await
+        }
+    };
+    deleted.map_err(write_error(*condition != DeleteCondition::default()))
+}
+
+/// What was deleted: a version that was named, or what a delete marker now covers.
+fn listed_deleted(object: &dto::ObjectIdentifier, deleted: Deleted) -> dto::DeletedObject {
+    let version = deleted.version.map(|version| version.to_string());
+    dto::DeletedObject {
+        key: Some(xml_text(&object.key)),
+        delete_marker: deleted.is_marker.then_some(true),
+        delete_marker_version_id: version.clone().filter(|_| deleted.is_marker),
+        version_id: version.filter(|_| object.version_id.is_some()),
     }
-    app.store
-        .delete_object_if(bucket, &object_key(key)?, condition)
-        .await
-        .map_err(write_error(*condition != DeleteCondition::default()))?;
-    Ok(())
 }
 
 fn listed(object: dto::ObjectIdentifier, error: &S3Error) -> dto::Error {

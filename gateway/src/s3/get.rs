@@ -14,9 +14,14 @@ use sync_wrapper::SyncStream;
 
 use super::{
     checksum::{checksum_type, set_checksum},
+    lifecycle::expiration,
+    object_lock,
     precondition::{ETags, ReadConditions, Unmet},
     put::shown_metadata,
-    wire::{bucket_name, etag, http_date, length, object_key, refuse, shown_storage_class, store_error, timestamp},
+    wire::{
+        bucket_name, etag, http_date, length, object_key, refuse, shown_storage_class, shown_version, store_error,
+        timestamp, version_id,
+    },
 };
 use crate::{app::App, image::annotate, zone};
 
@@ -54,8 +59,10 @@ macro_rules! refuse_overrides {
 
 /// Fills the fields that both outputs have.
 macro_rules! describe {
-    ($output:ident, $record:expr, $input:expr) => {{
-        let record: &ObjectRecord = $record;
+    ($output:ident, $object:expr, $input:expr) => {{
+        let object: &OpenObject = $object;
+        let record = &object.record;
+        let lock = object_lock::shown(record);
         dto::$output {
             accept_ranges: Some("bytes".to_owned()),
             cache_control: $input
@@ -84,9 +91,13 @@ macro_rules! describe {
             e_tag: Some(etag(&record.etag)),
             last_modified: Some(timestamp(record.last_modified)),
             metadata: Some(shown_metadata(&record.metadata, &record.annotations)),
+            object_lock_legal_hold_status: lock.legal_hold,
+            object_lock_mode: lock.mode,
+            object_lock_retain_until_date: lock.until,
             replication_status: zone::status(record).map(dto::ReplicationStatus::from_static),
             storage_class: shown_storage_class(&record.headers),
             tag_count: (!record.tags.is_empty()).then(|| i32::try_from(record.tags.len()).unwrap_or(i32::MAX)),
+            version_id: shown_version(&object.bucket, record.version),
             website_redirect_location: record.headers.website_redirect_location.clone(),
             ..Default::default()
         }
@@ -99,12 +110,15 @@ pub(super) async fn get_object(
 ) -> S3Result<S3Response<dto::GetObjectOutput>> {
     let signed = request.credentials.is_some();
     let mut input = request.input;
-    refuse_version(input.version_id.as_deref())?;
     refuse_overrides!(input, signed);
-    let object = open(app, &input.bucket, &input.key).await?;
+    let object = open(app, &input.bucket, &input.key, input.version_id.as_deref()).await?;
     conditions!(input, &request.headers).check(&object.record, Unmet::NotModified)?;
     let asked = Asked::new(input.range, input.part_number, &object.record)?;
-    let mut output = describe!(GetObjectOutput, &object.record, input);
+    let is_current = input.version_id.is_none();
+    let mut output = describe!(GetObjectOutput, &object, input);
+    if is_current {
+        output.expiration = expiration(app, &object.bucket, &input.key, &object.record).await?;
+    }
     output.content_length = Some(length(asked.len()));
     output.content_range = asked.content_range();
     output.parts_count = asked.parts_count;
@@ -125,12 +139,15 @@ pub(super) async fn head_object(
 ) -> S3Result<S3Response<dto::HeadObjectOutput>> {
     let signed = request.credentials.is_some();
     let mut input = request.input;
-    refuse_version(input.version_id.as_deref())?;
     refuse_overrides!(input, signed);
-    let object = open(app, &input.bucket, &input.key).await?;
+    let object = open(app, &input.bucket, &input.key, input.version_id.as_deref()).await?;
     conditions!(input, &request.headers).check(&object.record, Unmet::NotModified)?;
     let asked = Asked::new(input.range, input.part_number, &object.record)?;
-    let mut output = describe!(HeadObjectOutput, &object.record, input);
+    let is_current = input.version_id.is_none();
+    let mut output = describe!(HeadObjectOutput, &object, input);
+    if is_current {
+        output.expiration = expiration(app, &object.bucket, &input.key, &object.record).await?;
+    }
     output.content_length = Some(length(asked.len()));
     output.content_range = asked.content_range();
     output.parts_count = asked.parts_count;
@@ -150,9 +167,10 @@ pub(super) async fn head_object(
     Ok(respond(output, asked.is_partial))
 }
 
-pub(super) async fn open(app: &App, bucket: &str, key: &str) -> S3Result<OpenObject> {
+/// Opens the version that a request names, or the current one.
+pub(super) async fn open(app: &App, bucket: &str, key: &str, version: Option<&str>) -> S3Result<OpenObject> {
     app.store
-        .open_object(&bucket_name(bucket)?, &object_key(key)?)
+        .open_version(&bucket_name(bucket)?, &object_key(key)?, version_id(version)?)
         .await
         .map_err(store_error)
 }
@@ -275,16 +293,6 @@ fn unsatisfiable(size: u64) -> S3Error {
         error.set_headers(HeaderMap::from_iter([(CONTENT_RANGE, value)]));
     }
     error
-}
-
-pub(super) fn refuse_version(version: Option<&str>) -> S3Result<()> {
-    match version {
-        None | Some("null") => Ok(()),
-        Some(_) => Err(refuse(
-            S3ErrorCode::NoSuchVersion,
-            "the bucket is not versioned: its objects have the version null only",
-        )),
-    }
 }
 
 fn respond<T>(output: T, is_partial: bool) -> S3Response<T> {

@@ -8,7 +8,8 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 use super::{
     answer::xml_text,
     checksum,
-    wire::{UNENCODED, bucket_name, etag, length, owner, refuse, store_error, timestamp, upload_id},
+    owner::Owners,
+    wire::{UNENCODED, bucket_name, etag, length, refuse, store_error, timestamp, upload_id},
 };
 use crate::app::App;
 
@@ -35,7 +36,7 @@ pub(super) async fn list_objects(
         .last()
         .filter(|_| listing.more && !list.delimiter.is_empty());
     let next_marker = next_marker.map(|entry| encoding.apply(entry.name()));
-    let (contents, common_prefixes) = split(listing.entries, encoding, true);
+    let (contents, common_prefixes) = split(app, listing.entries, encoding, true).await?;
     Ok(S3Response::new(dto::ListObjectsOutput {
         name: Some(input.bucket),
         prefix: Some(encoding.apply(&list.prefix)),
@@ -72,7 +73,7 @@ pub(super) async fn list_objects_v2(
     let last = listing.entries.last().filter(|_| listing.more);
     let next_continuation_token = last.map(|entry| BASE64.encode(entry.name()));
     let key_count = i32::try_from(listing.entries.len()).unwrap_or(i32::MAX);
-    let (contents, common_prefixes) = split(listing.entries, encoding, input.fetch_owner == Some(true));
+    let (contents, common_prefixes) = split(app, listing.entries, encoding, input.fetch_owner == Some(true)).await?;
     Ok(S3Response::new(dto::ListObjectsV2Output {
         name: Some(input.bucket),
         prefix: Some(encoding.apply(&list.prefix)),
@@ -126,12 +127,17 @@ pub(super) async fn list_multipart_uploads(
         Some(ListingEntry::Key(_, upload)) => Some(upload.id.to_string()),
         _ => None,
     };
+    let ids = listing.entries.iter().filter_map(|entry| match entry {
+        ListingEntry::Key(_, upload) => Some(upload.record.owner.as_str()),
+        ListingEntry::CommonPrefix(_) => None,
+    });
+    let owners = Owners::of(app, ids.collect()).await?;
     let mut uploads = Vec::new();
     let mut common_prefixes = Vec::new();
     for entry in listing.entries {
         match entry {
             ListingEntry::CommonPrefix(prefix) => common_prefixes.push(common_prefix(&prefix, encoding)),
-            ListingEntry::Key(key, upload) => uploads.push(listed_upload(&key, upload, encoding)),
+            ListingEntry::Key(key, upload) => uploads.push(listed_upload(&key, upload, encoding, &owners)),
         }
     }
     Ok(S3Response::new(dto::ListMultipartUploadsOutput {
@@ -151,18 +157,15 @@ pub(super) async fn list_multipart_uploads(
     }))
 }
 
-fn listed_upload(key: &str, upload: UploadEntry, encoding: Encoding) -> dto::MultipartUpload {
+fn listed_upload(key: &str, upload: UploadEntry, encoding: Encoding, owners: &Owners) -> dto::MultipartUpload {
     let UploadEntry { id, record } = upload;
     let class = record.headers.storage_class;
     dto::MultipartUpload {
         key: Some(encoding.apply(key)),
         upload_id: Some(id.to_string()),
         initiated: Some(timestamp(record.initiated)),
-        owner: Some(owner(&record.owner)),
-        initiator: Some(dto::Initiator {
-            id: Some(record.owner.clone()),
-            display_name: Some(record.owner),
-        }),
+        owner: Some(owners.owner(&record.owner)),
+        initiator: Some(owners.initiator(&record.owner)),
         storage_class: Some(class.map_or_else(
             || dto::StorageClass::from_static(dto::StorageClass::STANDARD),
             dto::StorageClass::from,
@@ -185,11 +188,17 @@ async fn page(app: &App, bucket: &str, list: &ListObjects) -> S3Result<Listing<O
     Ok(listing)
 }
 
-fn split(
+async fn split(
+    app: &App,
     entries: Vec<ListingEntry<ObjectRecord>>,
     encoding: Encoding,
     with_owner: bool,
-) -> (Vec<dto::Object>, Vec<dto::CommonPrefix>) {
+) -> S3Result<(Vec<dto::Object>, Vec<dto::CommonPrefix>)> {
+    let ids = entries.iter().filter_map(|entry| match entry {
+        ListingEntry::Key(_, record) if with_owner => Some(record.owner.as_str()),
+        _ => None,
+    });
+    let owners = Owners::of(app, ids.collect()).await?;
     let mut contents = Vec::new();
     let mut prefixes = Vec::new();
     for entry in entries {
@@ -214,15 +223,15 @@ fn split(
                     .checksum
                     .as_ref()
                     .map(|checksum| checksum::checksum_type(checksum.kind)),
-                owner: with_owner.then(|| owner(&record.owner)),
+                owner: with_owner.then(|| owners.owner(&record.owner)),
                 ..Default::default()
             }),
         }
     }
-    (contents, prefixes)
+    Ok((contents, prefixes))
 }
 
-fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
+pub(super) fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
     dto::CommonPrefix {
         prefix: Some(encoding.apply(prefix)),
     }
@@ -230,13 +239,13 @@ fn common_prefix(prefix: &str, encoding: Encoding) -> dto::CommonPrefix {
 
 /// How names are written in a listing.
 #[derive(Debug, Clone, Copy)]
-enum Encoding {
+pub(super) enum Encoding {
     Plain,
     Url,
 }
 
 impl Encoding {
-    fn of(asked: Option<&dto::EncodingType>) -> S3Result<Self> {
+    pub(super) fn of(asked: Option<&dto::EncodingType>) -> S3Result<Self> {
         match asked.map(dto::EncodingType::as_str) {
             None => Ok(Self::Plain),
             Some(dto::EncodingType::URL) => Ok(Self::Url),
@@ -244,7 +253,7 @@ impl Encoding {
         }
     }
 
-    fn apply(self, name: &str) -> String {
+    pub(super) fn apply(self, name: &str) -> String {
         match self {
             Self::Plain => xml_text(name),
             Self::Url => utf8_percent_encode(name, UNENCODED).to_string(),

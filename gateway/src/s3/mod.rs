@@ -3,6 +3,7 @@
 //! The library `s3s` checks signatures, decodes requests and encodes responses; here is what the operations do. What is
 //! not implemented answers `NotImplemented`.
 
+mod access;
 mod answer;
 mod attributes;
 mod bucket;
@@ -11,13 +12,18 @@ mod copy;
 mod delete;
 mod get;
 mod lenient;
+mod lifecycle;
 mod list;
 mod multipart;
+mod object_lock;
+mod owner;
 mod post;
 mod precondition;
+mod presigned;
 mod put;
 mod region;
 mod tagging;
+mod versioning;
 mod wire;
 mod xml_body;
 
@@ -38,7 +44,7 @@ use s3s::{
 
 use crate::{
     app::{App, SharedApp},
-    auth::route::{KeyringAuth, signed_routes},
+    auth::route::{UserAuth, signed_routes},
     server::{HttpRequest, HttpResponse, OperationName, RequestId, Service},
 };
 
@@ -70,7 +76,8 @@ pub(crate) fn service(app: &SharedApp) -> anyhow::Result<Service> {
     config.custom_route_max_body_size = Some(lithos_storage::blob::BLOB_LEN_MAX + 1024);
     let mut builder = S3ServiceBuilder::new(Gateway { app: Arc::clone(app) });
     builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-    builder.set_auth(KeyringAuth(Arc::clone(app)));
+    builder.set_auth(UserAuth(Arc::clone(app)));
+    builder.set_access(access::Access(Arc::clone(app)));
     builder.set_route(Routes {
         app: Arc::clone(app),
         peers: signed_routes(app, PEER_PREFIX, crate::zone::routes(Arc::clone(app))),
@@ -136,6 +143,7 @@ async fn answer(app: &App, service: &S3Service, request: HttpRequest, id: &str) 
         }
     };
     let (mut request, watch) = xml_body::watch(request, domains);
+    presigned::prepare(&mut request);
     let place = lenient::prepare(&mut request);
     let response = library(service, request).await;
     if let Some(again) = place.and_then(|place| place.take()) {
@@ -263,25 +271,37 @@ operations! {
     create_bucket(CreateBucketInput) -> CreateBucketOutput = bucket::create_bucket;
     create_multipart_upload(CreateMultipartUploadInput) -> CreateMultipartUploadOutput = multipart::create_multipart_upload;
     delete_bucket(DeleteBucketInput) -> DeleteBucketOutput = bucket::delete_bucket;
+    delete_bucket_lifecycle(DeleteBucketLifecycleInput) -> DeleteBucketLifecycleOutput = lifecycle::delete_bucket_lifecycle;
     delete_bucket_tagging(DeleteBucketTaggingInput) -> DeleteBucketTaggingOutput = tagging::delete_bucket_tagging;
     delete_object(DeleteObjectInput) -> DeleteObjectOutput = delete::delete_object;
     delete_object_tagging(DeleteObjectTaggingInput) -> DeleteObjectTaggingOutput = tagging::delete_object_tagging;
     delete_objects(DeleteObjectsInput) -> DeleteObjectsOutput = delete::delete_objects;
+    get_bucket_lifecycle_configuration(GetBucketLifecycleConfigurationInput) -> GetBucketLifecycleConfigurationOutput = lifecycle::get_bucket_lifecycle_configuration;
     get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput = bucket::get_bucket_location;
     get_bucket_tagging(GetBucketTaggingInput) -> GetBucketTaggingOutput = tagging::get_bucket_tagging;
+    get_bucket_versioning(GetBucketVersioningInput) -> GetBucketVersioningOutput = versioning::get_bucket_versioning;
     get_object_attributes(GetObjectAttributesInput) -> GetObjectAttributesOutput = attributes::get_object_attributes;
     get_object(GetObjectInput) -> GetObjectOutput = get::get_object;
+    get_object_legal_hold(GetObjectLegalHoldInput) -> GetObjectLegalHoldOutput = object_lock::get_object_legal_hold;
+    get_object_lock_configuration(GetObjectLockConfigurationInput) -> GetObjectLockConfigurationOutput = object_lock::get_object_lock_configuration;
+    get_object_retention(GetObjectRetentionInput) -> GetObjectRetentionOutput = object_lock::get_object_retention;
     get_object_tagging(GetObjectTaggingInput) -> GetObjectTaggingOutput = tagging::get_object_tagging;
     head_bucket(HeadBucketInput) -> HeadBucketOutput = bucket::head_bucket;
     head_object(HeadObjectInput) -> HeadObjectOutput = get::head_object;
     list_buckets(ListBucketsInput) -> ListBucketsOutput = bucket::list_buckets;
     list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput = list::list_multipart_uploads;
+    list_object_versions(ListObjectVersionsInput) -> ListObjectVersionsOutput = versioning::list_object_versions;
     list_objects(ListObjectsInput) -> ListObjectsOutput = list::list_objects;
     list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output = list::list_objects_v2;
     list_parts(ListPartsInput) -> ListPartsOutput = multipart::list_parts;
     post_object(PostObjectInput) -> PostObjectOutput = post::post_object;
+    put_bucket_lifecycle_configuration(PutBucketLifecycleConfigurationInput) -> PutBucketLifecycleConfigurationOutput = lifecycle::put_bucket_lifecycle_configuration;
     put_bucket_tagging(PutBucketTaggingInput) -> PutBucketTaggingOutput = tagging::put_bucket_tagging;
+    put_bucket_versioning(PutBucketVersioningInput) -> PutBucketVersioningOutput = versioning::put_bucket_versioning;
     put_object(PutObjectInput) -> PutObjectOutput = put::put_object;
+    put_object_legal_hold(PutObjectLegalHoldInput) -> PutObjectLegalHoldOutput = object_lock::put_object_legal_hold;
+    put_object_lock_configuration(PutObjectLockConfigurationInput) -> PutObjectLockConfigurationOutput = object_lock::put_object_lock_configuration;
+    put_object_retention(PutObjectRetentionInput) -> PutObjectRetentionOutput = object_lock::put_object_retention;
     put_object_tagging(PutObjectTaggingInput) -> PutObjectTaggingOutput = tagging::put_object_tagging;
     upload_part(UploadPartInput) -> UploadPartOutput = multipart::upload_part;
     upload_part_copy(UploadPartCopyInput) -> UploadPartCopyOutput = copy::upload_part_copy;

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use lithos_storage::{
     CompletedPart, Error, ErrorKind, IngestOptions, Ingested, NewUpload, ObjectKey, ObjectRecord, OpenUpload,
-    PartNumber, WriteCondition,
+    PartNumber, PutOutcome, WriteCondition,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
@@ -12,13 +12,16 @@ use super::{
     PUT_LEN_MAX,
     answer::xml_text,
     checksum::{self, Expected, checksum_type, named_checksums, set_checksum},
+    lifecycle::expiration,
     list::page_size,
+    object_lock,
+    owner::Owners,
     post::object_url,
     precondition::{write_condition, write_error},
     put::{body, declared_len},
     wire::{
-        bucket_name, content_headers, etag, header_tags, length, object_key, owner, refuse, signer, store_error,
-        timestamp, upload_id, user_metadata,
+        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, shown_version, signer,
+        store_error, timestamp, upload_id, user_metadata,
     },
 };
 use crate::{
@@ -31,6 +34,7 @@ pub(super) async fn create_multipart_upload(
     request: S3Request<dto::CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<dto::CreateMultipartUploadOutput>> {
     let owner = signer(&request);
+    let lock = object_lock::asked(app, &request.headers)?;
     let mut input = request.input;
     let bucket = bucket_name(&input.bucket)?;
     let key = object_key(&input.key)?;
@@ -48,6 +52,7 @@ pub(super) async fn create_multipart_upload(
         checksum_algorithm: algorithm,
         checksum_type: kind,
         owner,
+        lock,
     };
     let id = app.store.create_upload(&bucket, &key, new).await.map_err(store_error)?;
     Ok(S3Response::new(dto::CreateMultipartUploadOutput {
@@ -139,8 +144,8 @@ pub(super) async fn complete_multipart_upload(
             }
             Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
         });
-    let record = match complete.await {
-        Ok(put) => put.record,
+    let PutOutcome { record, bucket: holder } = match complete.await {
+        Ok(put) => put,
         Err(error) => {
             let conditional = condition != WriteCondition::Always;
             return Err(refused.into_inner().unwrap_or_else(|| write_error(conditional)(error)));
@@ -153,6 +158,8 @@ pub(super) async fn complete_multipart_upload(
         key: Some(xml_text(&input.key)),
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
+        version_id: shown_version(&holder, record.version),
+        expiration: expiration(app, &holder, key.as_str(), &record).await?,
         ..Default::default()
     };
     set_checksum!(output, &record.checksum);
@@ -252,6 +259,7 @@ pub(super) async fn list_parts(
         parts.push(listed);
     }
     let upload = listing.upload;
+    let owners = Owners::of(app, [upload.owner.as_str()].into()).await?;
     let next = parts.last().and_then(|part| part.part_number);
     Ok(S3Response::new(dto::ListPartsOutput {
         bucket: Some(input.bucket),
@@ -262,11 +270,8 @@ pub(super) async fn list_parts(
         part_number_marker: Some(input.part_number_marker.unwrap_or_default()),
         next_part_number_marker: next,
         parts: Some(parts),
-        owner: Some(owner(&upload.owner)),
-        initiator: Some(dto::Initiator {
-            id: Some(upload.owner.clone()),
-            display_name: Some(upload.owner),
-        }),
+        owner: Some(owners.owner(&upload.owner)),
+        initiator: Some(owners.initiator(&upload.owner)),
         storage_class: Some(dto::StorageClass::from(
             upload
                 .headers

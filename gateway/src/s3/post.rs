@@ -57,6 +57,7 @@ pub(super) async fn post_object(
     };
     let mut response = S3Response::new(dto::PostObjectOutput {
         e_tag: put.output.e_tag,
+        version_id: put.output.version_id,
         ..Default::default()
     });
     let headers = [(LOCATION, location), (ETAG, format!("\"{etag}\""))];

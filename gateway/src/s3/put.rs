@@ -5,19 +5,25 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::Stream;
 use http::HeaderMap;
-use lithos_storage::{BucketName, IngestOptions, Ingested, NewObject, ObjectKey, WriteCondition};
+use lithos_storage::{
+    BucketName, IngestOptions, Ingested, NewObject, ObjectKey, PutOutcome, VersionLock, WriteCondition,
+};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, TrailingHeaders, dto, dto::StreamingBlob};
 
 use super::{
     PUT_LEN_MAX,
     checksum::{Expected, checksum_type, set_checksum},
+    lifecycle::expiration,
+    object_lock,
     precondition::{write_condition, write_error},
     wire::{
-        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, signer, store_error, user_metadata,
+        bucket_name, content_headers, etag, header_tags, length, object_key, refuse, shown_version, signer,
+        store_error, user_metadata,
     },
 };
 use crate::{
     app::App,
+    auth::user,
     image::{annotate, wishes},
     import,
     job::{ImportTask, Task},
@@ -77,7 +83,7 @@ pub(super) struct Upload {
     pub(super) declared_len: Option<u64>,
     pub(super) expected: Expected,
     pub(super) trailers: Option<TrailingHeaders>,
-    /// Headers that may hold conditions.
+    /// Headers that may hold conditions and an object lock.
     pub(super) conditions: HeaderMap,
 }
 
@@ -93,6 +99,7 @@ pub(super) async fn user_upload(
     let metadata = user_metadata(input.metadata.take())?;
     let tags = header_tags(input.tagging.as_deref())?;
     let condition = write_condition(&upload.conditions)?;
+    let lock = object_lock::asked(app, &upload.conditions)?;
     app.store.bucket(bucket).await.map_err(store_error)?;
     let options = IngestOptions {
         declared_len: upload.declared_len,
@@ -121,7 +128,7 @@ pub(super) async fn user_upload(
         condition,
         fence: None,
     };
-    commit(app, bucket, key, new).await
+    commit(app, bucket, key, new, lock).await
 }
 
 /// Commits a new object, with the jobs its tags wish for.
@@ -130,16 +137,21 @@ async fn commit(
     bucket: &BucketName,
     key: &ObjectKey,
     new: NewObject,
+    lock: VersionLock,
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
     let conditional = new.condition != WriteCondition::Always;
     let put = app.store.put_object(bucket, key, new, |bucket_record, record| {
+        user::require_owner(app, bucket_record, &record.owner)?;
+        record.lock = lock;
         Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
     });
-    let record = put.await.map_err(write_error(conditional))?.record;
+    let PutOutcome { record, bucket } = put.await.map_err(write_error(conditional))?;
     let mut output = dto::PutObjectOutput {
         e_tag: Some(etag(&record.etag)),
         checksum_type: record.checksum.as_ref().map(|checksum| checksum_type(checksum.kind)),
         size: Some(length(record.size())),
+        version_id: shown_version(&bucket, record.version),
+        expiration: expiration(app, &bucket, key.as_str(), &record).await?,
         ..Default::default()
     };
     set_checksum!(output, &record.checksum);

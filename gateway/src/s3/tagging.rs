@@ -2,10 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use lithos_storage::{BucketName, Tags};
+use lithos_storage::{BucketName, PutOutcome, Tags, VersionState};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::wire::{BUCKET_TAGS_MAX, OBJECT_TAGS_MAX, bucket_name, object_key, refuse, set_tags, store_error, tag_set};
+use super::{
+    get::open,
+    wire::{
+        BUCKET_TAGS_MAX, OBJECT_TAGS_MAX, bucket_name, object_key, refuse, set_tags, shown_version, store_error,
+        tag_set, version_id,
+    },
+};
 use crate::{app::App, image::wishes, job::Task};
 
 pub(super) async fn get_object_tagging(
@@ -13,14 +19,10 @@ pub(super) async fn get_object_tagging(
     request: S3Request<dto::GetObjectTaggingInput>,
 ) -> S3Result<S3Response<dto::GetObjectTaggingOutput>> {
     let input = request.input;
-    let object = app
-        .store
-        .open_object(&bucket_name(&input.bucket)?, &object_key(&input.key)?)
-        .await
-        .map_err(store_error)?;
+    let object = open(app, &input.bucket, &input.key, input.version_id.as_deref()).await?;
     Ok(S3Response::new(dto::GetObjectTaggingOutput {
         tag_set: tag_set(&object.record.tags),
-        version_id: None,
+        version_id: shown_version(&object.bucket, object.record.version),
     }))
 }
 
@@ -30,26 +32,41 @@ pub(super) async fn put_object_tagging(
 ) -> S3Result<S3Response<dto::PutObjectTaggingOutput>> {
     let input = request.input;
     let tags = set_tags(input.tagging.tag_set, OBJECT_TAGS_MAX)?;
-    tag_object(app, &input.bucket, &input.key, &tags).await?;
-    Ok(S3Response::new(dto::PutObjectTaggingOutput::default()))
+    let version_id = tag_object(app, &input.bucket, &input.key, input.version_id.as_deref(), &tags).await?;
+    Ok(S3Response::new(dto::PutObjectTaggingOutput { version_id }))
 }
 
 pub(super) async fn delete_object_tagging(
     app: &App,
     request: S3Request<dto::DeleteObjectTaggingInput>,
 ) -> S3Result<S3Response<dto::DeleteObjectTaggingOutput>> {
-    tag_object(app, &request.input.bucket, &request.input.key, &Tags::new()).await?;
-    Ok(S3Response::new(dto::DeleteObjectTaggingOutput::default()))
+    let input = request.input;
+    let version_id = input.version_id.as_deref();
+    let version_id = tag_object(app, &input.bucket, &input.key, version_id, &Tags::new()).await?;
+    Ok(S3Response::new(dto::DeleteObjectTaggingOutput { version_id }))
 }
 
-/// Sets the tags of an object, and queues what they wish for in the same transaction.
-async fn tag_object(app: &App, bucket: &str, key: &str, tags: &Tags) -> S3Result<()> {
-    let (bucket, key) = (bucket_name(bucket)?, object_key(key)?);
-    let update = app.store.update_object(&bucket, &key, None, |bucket_record, record| {
-        record.tags.clone_from(tags);
-        Ok(wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record))
-    });
-    update.await.map(|_| ()).map_err(store_error)
+/// Sets the tags of a version, and queues what they wish for in the same transaction: nothing for one that is not
+/// current, of which nothing is made and which goes nowhere. Gives the version id to show.
+async fn tag_object(
+    app: &App,
+    bucket: &str,
+    key: &str,
+    version: Option<&str>,
+    tags: &Tags,
+) -> S3Result<Option<String>> {
+    let (bucket, key, version) = (bucket_name(bucket)?, object_key(key)?, version_id(version)?);
+    let update = app
+        .store
+        .update_version(&bucket, &key, version, |bucket_record, record, state| {
+            record.tags.clone_from(tags);
+            Ok(match state {
+                VersionState::Current => wishes::jobs(app, bucket.as_str(), key.as_str(), bucket_record, record),
+                VersionState::Noncurrent => Vec::new(),
+            })
+        });
+    let PutOutcome { record, bucket } = update.await.map_err(store_error)?;
+    Ok(shown_version(&bucket, record.version))
 }
 
 pub(super) async fn get_bucket_tagging(

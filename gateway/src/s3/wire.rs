@@ -2,14 +2,19 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
-use lithos_storage::{BucketName, ContentHeaders, LayoutId, ObjectKey, Tags, clock::Timestamp};
+use lithos_storage::{
+    BucketName, BucketRecord, ContentHeaders, LayoutId, ObjectKey, Tags, VersionId, VersionStamp, Versioning,
+    clock::Timestamp,
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, dto};
 
 use crate::{
+    auth::user::Identity,
     error::s3_error,
     image::{annotate, wishes},
 };
@@ -66,8 +71,28 @@ pub(super) fn upload_id(id: &str) -> S3Result<LayoutId> {
         .map_err(|_| refuse(S3ErrorCode::NoSuchUpload, "there is no upload with this id"))
 }
 
+/// The version that a request names.
+pub(super) fn version_id(id: Option<&str>) -> S3Result<Option<VersionId>> {
+    id.map(str::parse)
+        .transpose()
+        .map_err(|e: lithos_storage::Error| refuse(S3ErrorCode::InvalidArgument, e.to_string()))
+}
+
+/// The version id in an answer: none in a bucket that never kept versions.
+pub(super) fn shown_version(bucket: &BucketRecord, version: VersionStamp) -> Option<String> {
+    (bucket.versioning != Versioning::Never).then(|| version.id().to_string())
+}
+
 pub(super) fn timestamp(time: Timestamp) -> dto::Timestamp {
     (UNIX_EPOCH + Duration::from_millis(time.0)).into()
+}
+
+/// A time in milliseconds; `None` before 1970.
+pub(super) fn millis(time: &dto::Timestamp) -> Option<Timestamp> {
+    let mut text = Vec::new();
+    time.format(dto::TimestampFormat::DateTime, &mut text).ok()?;
+    let time: jiff::Timestamp = std::str::from_utf8(&text).ok()?.parse().ok()?;
+    u64::try_from(time.as_millisecond()).ok().map(Timestamp)
 }
 
 pub(super) fn etag(etag: &str) -> dto::ETag {
@@ -79,20 +104,10 @@ pub(super) fn length(len: u64) -> i64 {
     i64::try_from(len).unwrap_or(i64::MAX)
 }
 
-pub(super) fn owner(access_key: &str) -> dto::Owner {
-    dto::Owner {
-        id: Some(access_key.to_owned()),
-        display_name: Some(access_key.to_owned()),
-    }
-}
-
-/// The access key that a request was signed with.
+/// The id of who signed a request.
 pub(super) fn signer<T>(request: &S3Request<T>) -> String {
-    request
-        .credentials
-        .as_ref()
-        .map(|credentials| credentials.access_key.clone())
-        .unwrap_or_default()
+    let caller = request.extensions.get::<Arc<Identity>>();
+    caller.map(|caller| caller.id.clone()).unwrap_or_default()
 }
 
 /// User metadata, without what the server itself shows under such names.

@@ -173,7 +173,7 @@ impl Front {
             return Ok(None);
         }
         let (uri, headers) = (request.uri(), request.headers());
-        let client = client(&self.app.keyring, uri, headers, peer.ip());
+        let client = client(&self.app, uri, headers, peer.ip());
         let cost = cost(request.method(), headers);
         self.admission.admit(client, cost).await.map(Some)
     }

@@ -8,7 +8,7 @@ use http::{
 };
 use percent_encoding::percent_decode_str;
 
-use crate::{admission::Client, auth::Keyring, s3};
+use crate::{admission::Client, app::App, s3};
 
 /// Bytes that any request holds: its head, records of the index, a short answer.
 pub(super) const REQUEST_LEN: u64 = 64 << 10;
@@ -19,12 +19,14 @@ const STREAM_LEN: u64 = 1536 << 10;
 /// An XML body is held whole, and once more as what it says.
 const XML_FACTOR: u64 = 2;
 
-/// Whose line a request stands in: that of the key it claims, if this server knows it, and of where it comes from.
+/// Whose line a request stands in: that of the key it claims, if it is the root's or has been used lately, and of where it
+/// comes from.
 ///
 /// The claim is not verified yet. Who lies gets into another's line for as long as it takes to verify a signature, and
 /// only from an address that is also the other's.
-pub(super) fn client(keyring: &Keyring, uri: &Uri, headers: &HeaderMap, address: IpAddr) -> Client {
-    let claimed = claimed_key(uri, headers).filter(|key| keyring.secret_key(key).is_ok());
+pub(super) fn client(app: &App, uri: &Uri, headers: &HeaderMap, address: IpAddr) -> Client {
+    let claimed = claimed_key(uri, headers);
+    let claimed = claimed.filter(|key| *key == app.keyring.root().access_key || app.users.knows(key));
     Client {
         address,
         access_key: claimed.map(Arc::from),

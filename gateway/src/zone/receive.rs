@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     app::{App, SharedApp},
+    auth::user,
     error::s3_error,
 };
 
@@ -121,13 +122,25 @@ async fn receive_object(State(app): State<SharedApp>, body: Body) -> Result<Json
     Ok(Json(Taken { outcome }))
 }
 
-/// Makes the bucket as it is where the object comes from, unless there is one.
+/// Makes the bucket as it is where the object comes from, unless there is one. It is root's, or the same user's if that is
+/// known here. Into a bucket of another user nothing is taken: elsewhere, its name may be anybody's.
 async fn make_bucket(app: &App, bucket: &BucketName, offer: &ObjectOffer) -> Result<(), Error> {
     match app.store.bucket(bucket).await {
         Err(error) if error.kind() == ErrorKind::NoSuchBucket => {}
-        found => return found.map(|_| ()),
+        found => {
+            let owner = found?.owner;
+            if owner != offer.bucket_owner && user::is_user(app, &owner).await? {
+                let message = format!("bucket {bucket} belongs to a user of this server");
+                return Err(Error::new(ErrorKind::AccessDenied, message));
+            }
+            return Ok(());
+        }
     }
-    let owner = app.keyring.root().access_key.clone();
+    let owner = if user::is_user(app, &offer.bucket_owner).await? {
+        offer.bucket_owner.clone()
+    } else {
+        app.keyring.root().access_key.clone()
+    };
     let made = app
         .store
         .create_bucket(bucket, offer.region.clone(), offer.bucket_tags.clone(), owner)

@@ -59,6 +59,9 @@ pub(crate) struct ObjectOffer {
     pub(crate) region: Option<String>,
     /// Its tags.
     pub(crate) bucket_tags: BTreeMap<String, String>,
+    /// Its owner. Servers do not share users, so that elsewhere this is mostly nobody.
+    #[serde(default)]
+    pub(crate) bucket_owner: String,
     /// The object's key.
     pub(crate) key: String,
     /// Its record, in the encoding of the store.

@@ -104,9 +104,15 @@ kinds! {
     BrokenQueue, "broken-queue", Error,
         "The queue and the jobs contradict each other: a job never runs, or the server does not start.",
         "Restore a backup, or report this with the output of the command.";
+    BrokenUser, "broken-user", Warning,
+        "A user's name, id and access keys contradict each other: requests of the user are refused, or it cannot be deleted.",
+        "No data is hurt. Report this with the output of the command.";
     WrongHolder, "wrong-holder", Warning,
         "A layout names another object than the one that has it; background work passes it over.",
         "Copy the object onto itself, which writes it anew.";
+    BrokenVersions, "broken-versions", Error,
+        "The versions of a key contradict each other: reads may give another one than the latest, or find none.",
+        "List the versions of the key, and copy the one that should be the latest onto the key.";
     UnheldLayout, "unheld-layout", Warning,
         "A layout is marked as in use, and nothing uses it: its blobs take space for ever.",
         "No data is hurt. Back up and restore frees nothing; report this with the output of the command.";

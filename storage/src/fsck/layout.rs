@@ -4,7 +4,7 @@ use super::{Check, FindingKind as Kind, row_name};
 use crate::{
     error::{Error, Result},
     kv::{Order, Scan},
-    schema::{DeadLayout, EndedUpload, Keys, LayoutId, LayoutRecord, LayoutState, ObjectRecord},
+    schema::{DeadLayout, EndedUpload, Keys, LayoutId, LayoutRecord, LayoutState, ObjectRecord, VersionRow},
 };
 
 pub(super) async fn check(check: &mut Check<'_>) -> Result<()> {
@@ -32,14 +32,19 @@ async fn layouts(check: &mut Check<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Something must have the layout: the object that it names, or the upload.
+/// Something must have the layout: a version of the object that it names, or the upload.
 async fn held(check: &mut Check<'_>, id: LayoutId, record: &LayoutRecord) -> Result<()> {
     let Some(holder) = &record.holder else {
         check.add(Kind::UnheldLayout, format!("layout {id}"), "it names no object");
         return Ok(());
     };
     let object: Option<ObjectRecord> = check.get(&Keys::object(holder.bucket, holder.key.as_bytes())).await?;
+    let version = Keys::version(holder.bucket, &holder.key, holder.sequence);
+    let version: Option<VersionRow> = check.get(&version).await?;
     let has_it = object.is_some_and(|object| object.layout_id == id)
+        || version
+            .and_then(VersionRow::object)
+            .is_some_and(|version| version.layout_id == id)
         || check.has(&Keys::upload(holder.bucket, &holder.key, id)).await?;
     if !has_it {
         let name = check.object_name(holder.bucket, &holder.key);

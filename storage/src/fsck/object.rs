@@ -60,16 +60,22 @@ async fn objects(check: &mut Check<'_>) -> Result<()> {
             else {
                 continue;
             };
-            check.report.counts.objects += 1;
-            let bytes = &mut check.report.counts.object_bytes;
-            *bytes = bytes.saturating_add(record.size());
             let subject = check.object_name(bucket, name.as_str());
             require_bucket(check, bucket, &subject);
-            let refers = references(check, &subject, record.layout_id, &record.layout).await?;
-            if refers {
-                held(check, &subject, record.layout_id, &Holder::new(bucket, &name)).await?;
-            }
+            object(check, &subject, Holder::version(bucket, &name, record.version), &record).await?;
         }
+    }
+    Ok(())
+}
+
+/// A version of an object.
+pub(super) async fn object(check: &mut Check<'_>, subject: &str, holder: Holder, record: &ObjectRecord) -> Result<()> {
+    check.report.counts.objects += 1;
+    let bytes = &mut check.report.counts.object_bytes;
+    *bytes = bytes.saturating_add(record.size());
+    let refers = references(check, subject, record.layout_id, &record.layout).await?;
+    if refers {
+        held(check, subject, record.layout_id, &holder).await?;
     }
     Ok(())
 }
@@ -90,13 +96,13 @@ async fn uploads(check: &mut Check<'_>) -> Result<()> {
             check.report.counts.uploads += 1;
             let subject = format!("{} (upload {upload})", check.object_name(bucket, name.as_str()));
             require_bucket(check, bucket, &subject);
-            held(check, &subject, upload, &Holder::new(bucket, &name)).await?;
+            held(check, &subject, upload, &Holder::upload(bucket, &name)).await?;
         }
     }
     Ok(())
 }
 
-fn require_bucket(check: &mut Check<'_>, bucket: BucketId, subject: &str) {
+pub(super) fn require_bucket(check: &mut Check<'_>, bucket: BucketId, subject: &str) {
     if !check.buckets.contains_key(&bucket) {
         check.add(Kind::NoBucket, subject, format!("no bucket has the id {bucket}"));
     }

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     BucketName, CompletedPart, ContentHeaders, IngestOptions, LayoutId, Limits, NewObject, NewUpload, ObjectKey,
-    PartNumber, Store, WriteCondition,
+    PartNumber, Store, Versioning, WriteCondition,
     blob::{BlobId, MemoryBlobs},
     clock::{ManualClock, Timestamp},
     job::NewJob,
     kv::{MemoryKv, Txn},
     schema::{
-        BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, LayoutRecord, LayoutState, ObjectRecord, encode,
+        BlobRecord, DeadLayout, Holder, IntentRecord, IntentStage, LayoutRecord, LayoutState, ObjectRecord, VersionRow,
+        encode,
     },
 };
 
@@ -65,6 +66,7 @@ impl World {
         // Released, and kept by a copy.
         world.copy("gone", "heir").await;
         world.delete("gone").await;
+        world.versions().await;
         let open = world.upload("open").await;
         world.part("open", open, 1, &vec![4; 70_000]).await;
         let done = world.upload("done").await;
@@ -95,6 +97,25 @@ impl World {
         }
         world.store.claim_job(1).await.unwrap().unwrap();
         world
+    }
+
+    /// Keys with a null version behind others, with a delete marker, and with both.
+    async fn versions(&self) {
+        self.put("versions", &vec![7; 100_000]).await;
+        self.set_versioning(Versioning::Enabled).await;
+        self.put("versions", &vec![8; 100_000]).await;
+        self.copy("blob", "versions").await;
+        self.put("marked", &[9; 10]).await;
+        self.delete("marked").await;
+        self.set_versioning(Versioning::Suspended).await;
+        self.delete("marked by null").await;
+    }
+
+    async fn set_versioning(&self, versioning: Versioning) {
+        let update = self
+            .store
+            .update_bucket(&self.bucket, |bucket| bucket.versioning = versioning);
+        update.await.unwrap();
     }
 
     async fn ingest(&self, data: &[u8], upload: Option<LayoutId>) -> crate::Ingested {
@@ -256,7 +277,7 @@ async fn a_busy_store_is_clean() {
         let counts = report.counts;
         assert_eq!(
             (counts.buckets, counts.objects, counts.uploads, counts.jobs),
-            (1, 7, 1, 2)
+            (1, 11, 1, 2)
         );
         assert!(
             counts.blob_bytes > 0 && counts.layouts > 7 && counts.parts > 0,
@@ -268,7 +289,7 @@ async fn a_busy_store_is_clean() {
 
 #[tokio::test]
 async fn damaged_rows_are_found_in_every_table() {
-    for table in *b"BOUPLXIACDEJQS" {
+    for table in *b"BOVvUPLXIACDEJQS" {
         let world = World::busy().await;
         let key = world.rows(table).await.into_iter().next();
         let has_value = !matches!(table, b'A' | b'C' | b'Q');
@@ -499,6 +520,30 @@ async fn jobs_and_the_queue_are_held_against_each_other() {
 }
 
 #[tokio::test]
+async fn users_ids_and_keys_are_held_against_each_other() {
+    let world = World::busy().await;
+    let key = crate::AccessKeyRecord {
+        access_key: "KEY".to_owned(),
+        created: Timestamp(0),
+        sealed_secret: Vec::new(),
+    };
+    let user = crate::UserRecord {
+        id: "ID".to_owned(),
+        name: "alice".to_owned(),
+        created: Timestamp(0),
+        keys: vec![key],
+    };
+    world.store.create_user(&user).await.unwrap();
+    assert_eq!(world.kinds().await, []);
+    for table in [b'R', b'G', b'F'] {
+        let (row, value) = world.rows(table).await.into_iter().next().unwrap();
+        world.write(row.clone(), None).await;
+        assert_eq!(world.kinds().await, [FindingKind::BrokenUser]);
+        world.write(row, Some(value)).await;
+    }
+}
+
+#[tokio::test]
 async fn tables_of_a_later_release_are_noted() {
     let world = World::busy().await;
     world.write(Bytes::from_static(b"~new"), Some(Bytes::new())).await;
@@ -519,4 +564,64 @@ fn findings_beyond_the_bound_are_counted() {
     }
     assert_eq!(report.findings.len(), FINDINGS_MAX);
     assert_eq!(report.warnings, FINDINGS_MAX as u64 + 1);
+}
+
+#[tokio::test]
+async fn versions_are_held_against_each_other() {
+    let rows = |world: World, table| async move {
+        let rows = world.rows(table).await;
+        (world, rows)
+    };
+    let broken = [FindingKind::BrokenVersions];
+
+    // The newest version of a key has to be the current one, unless it is a delete marker.
+    let (world, versions) = rows(World::busy().await, b'V').await;
+    let markers = versions
+        .iter()
+        .filter(|(_, row)| matches!(decode(row).unwrap(), VersionRow::Marker(_)));
+    let (marker, _) = markers
+        .clone()
+        .find(|(key, _)| Keys::parse_version(key).unwrap().0 == "marked")
+        .unwrap();
+    world.write(marker.clone(), None).await;
+    assert_eq!(world.kinds().await, broken);
+
+    // A row says itself where it is.
+    let (world, versions) = rows(World::busy().await, b'V').await;
+    let (marker, row) = versions
+        .iter()
+        .find(|(key, _)| Keys::parse_version(key).unwrap().0 == "marked")
+        .unwrap();
+    let bucket = BucketId(Keys::parse_first_id(marker).unwrap().0);
+    world
+        .write(Keys::version(bucket, "marked", u64::MAX), Some(row.clone()))
+        .await;
+    assert_eq!(world.kinds().await, broken);
+
+    // Nothing is newer than the current version.
+    let world = World::busy().await;
+    let mut current = world.object("versions").await;
+    current.version.sequence = 1;
+    world
+        .write(world.object_key("versions").await, Some(encode(&current)))
+        .await;
+    assert!(world.kinds().await.contains(&FindingKind::BrokenVersions));
+
+    // The null version is found by its name, and there is one.
+    let (world, nulls) = rows(World::busy().await, b'v').await;
+    assert_eq!(nulls.len(), 2);
+    for (key, sequence) in &nulls {
+        world.write(key.clone(), None).await;
+        assert_eq!(world.kinds().await, broken);
+        world.write(key.clone(), Some(Bytes::from_static(&[7; 8]))).await;
+        assert_eq!(world.kinds().await, broken);
+        world.write(key.clone(), Some(sequence.clone())).await;
+        assert_eq!(world.kinds().await, []);
+    }
+    let mut current = world.object("versions").await;
+    current.version.token = None;
+    world
+        .write(world.object_key("versions").await, Some(encode(&current)))
+        .await;
+    assert_eq!(world.kinds().await, broken);
 }

@@ -10,7 +10,8 @@ use crate::{
     kv::parse_counter,
     rows::Pages,
     schema::{
-        BucketId, BucketRecord, DeadLayout, Keys, Measure, ObjectRecord, PartRecord, QuotaRecord, upload_key_parts,
+        BucketId, BucketRecord, DeadLayout, Keys, Measure, ObjectRecord, PartRecord, QuotaRecord, VersionRow,
+        upload_key_parts,
     },
 };
 
@@ -102,6 +103,16 @@ async fn count(check: &mut Check<'_>, bucket: BucketId, counted: &mut BTreeMap<V
     while let Some(page) = check.page(&mut rows).await? {
         for (_, value) in page {
             if let Ok(object) = crate::schema::decode::<ObjectRecord>(&value) {
+                bytes = bytes.saturating_add(object.size());
+                objects = objects.saturating_add(1);
+            }
+        }
+    }
+    let mut rows = Pages::of(Keys::versions(bucket, ""));
+    while let Some(page) = check.page(&mut rows).await? {
+        for (_, value) in page {
+            let version = crate::schema::decode::<VersionRow>(&value);
+            if let Some(object) = version.ok().and_then(VersionRow::object) {
                 bytes = bytes.saturating_add(object.size());
                 objects = objects.saturating_add(1);
             }

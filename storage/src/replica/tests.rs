@@ -2,13 +2,13 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    IngestOptions, NewObject, OpenObject,
+    IngestOptions, NewObject, OpenObject, WriteCondition,
     blob::MemoryBlobs,
     clock::ManualClock,
     job::NewJob,
     kv::MemoryKv,
     layout::{ExtentList, Piece},
-    schema::{BucketRecord, ContentHeaders, Tags},
+    schema::{ContentHeaders, Tags},
 };
 
 /// A little more than a day.
@@ -478,6 +478,64 @@ async fn a_newer_object_stays_and_the_same_version_is_brought_up_to_date() {
     assert_eq!(there.record.jobs, with_job.jobs);
     az2.sweep_after_a_day().await;
     assert_eq!(az2.read("b.img").await, az1.read("a.img").await);
+}
+
+/// The versions of a.img here, the newest first: the layout, or none for a delete marker.
+async fn versions(site: &Site) -> Vec<Option<LayoutId>> {
+    let mut list = crate::ListVersions::default();
+    list.keys.limit = 100;
+    let listing = site.store.list_versions(&bucket(), &list).await.unwrap();
+    let entries = listing.entries.into_iter().map(|entry| match entry {
+        crate::ListingEntry::Key(_, entry) => match entry.version {
+            crate::Version::Object(record) => Some(record.layout_id),
+            crate::Version::DeleteMarker(_) => None,
+        },
+        crate::ListingEntry::CommonPrefix(prefix) => panic!("{prefix}"),
+    });
+    entries.collect()
+}
+
+#[tokio::test]
+async fn replicas_are_versions_of_the_bucket_here() {
+    let (az1, az2) = (Site::new().await, Site::new().await);
+    let enabled = |bucket: &mut BucketRecord| bucket.versioning = crate::Versioning::Enabled;
+    for site in [&az1, &az2] {
+        site.store.update_bucket(&bucket(), enabled).await.unwrap();
+    }
+    let first = az1.put_bytes("a.img", noise(1 << 20, 1)).await;
+    replicate(&az1, &az2, &first, "a.img").await;
+    az1.clock.advance_millis(1);
+    az2.clock.advance_millis(1);
+    let second = az1.put_bytes("a.img", noise(1 << 20, 2)).await;
+    replicate(&az1, &az2, &second, "a.img").await;
+    replicate(&az1, &az2, &second, "a.img").await;
+    let (one, two) = (first.record.layout_id, second.record.layout_id);
+    assert_eq!(versions(&az2).await, [Some(two), Some(one)]);
+    let there = az2.store.open_object(&bucket(), &key("a.img")).await.unwrap();
+    assert_ne!(
+        there.record.version, second.record.version,
+        "the id is this server's own"
+    );
+    drop(there);
+
+    // A delete here stands until the object comes again, and then it is not kept twice.
+    az2.delete("a.img").await;
+    assert_eq!(versions(&az2).await, [None, Some(two), Some(one)]);
+    replicate(&az1, &az2, &second, "a.img").await;
+    assert_eq!(versions(&az2).await, [Some(two), None, Some(one)]);
+    assert_eq!(az2.store.usage(&bucket()).await.unwrap().objects, 2);
+    assert_eq!(
+        az2.store.usage(&bucket()).await.unwrap().bytes,
+        first.record.size() + second.record.size()
+    );
+    assert_eq!(az2.read("a.img").await, az1.read("a.img").await);
+    az2.sweep_after_a_day().await;
+    assert_eq!(az2.blobs().await.len(), 2);
+    let (kv, blobs) = (&az2.store.core.kv, &az2.store.core.blobs_unwatched);
+    let report = crate::fsck::fsck(kv, blobs, &crate::fsck::FsckOptions::default(), &mut |_| {})
+        .await
+        .unwrap();
+    assert_eq!(report.findings, []);
 }
 
 #[tokio::test]

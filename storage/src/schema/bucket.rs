@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use minicbor::{Decode, Encode};
 
-use super::{BucketId, QuotaRecord, Tags};
+use super::{BucketId, ObjectLock, QuotaRecord, Tags, Versioning};
 use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
@@ -68,7 +68,7 @@ pub struct BucketRecord {
     /// Its tags.
     #[n(3)]
     pub tags: Tags,
-    /// The access key of the user who created it.
+    /// Who created it: the id of a user, or the access key of the root keys of then.
     #[n(4)]
     pub owner: String,
     /// The most that it may hold.
@@ -77,6 +77,17 @@ pub struct BucketRecord {
     /// The level of zstd at which its objects are compressed at rest, if they are.
     #[n(6)]
     pub compression: Option<i32>,
+    /// Whether it keeps versions.
+    #[n(7)]
+    #[cbor(default)]
+    pub versioning: Versioning,
+    /// Whether it has lifecycle rules, which are in a row of their own.
+    #[n(8)]
+    #[cbor(default)]
+    pub lifecycle: bool,
+    /// Its object lock, if it has that.
+    #[n(9)]
+    pub object_lock: Option<ObjectLock>,
 }
 
 #[cfg(test)]
@@ -110,8 +121,8 @@ mod tests {
         };
         let record: BucketRecord = decode(&encode(&earlier)).unwrap();
         assert_eq!(
-            (record.id, record.owner.as_str(), record.quota),
-            (earlier.id, "owner", None)
+            (record.id, record.owner.as_str(), record.quota, record.versioning),
+            (earlier.id, "owner", None, Versioning::Never)
         );
         let quota = QuotaRecord {
             bytes: Some(u64::MAX),
@@ -119,6 +130,7 @@ mod tests {
         };
         let record = BucketRecord {
             quota: Some(quota),
+            versioning: Versioning::Suspended,
             ..record
         };
         assert_eq!(decode::<BucketRecord>(&encode(&record)).unwrap(), record);

@@ -69,6 +69,25 @@ impl Keys {
         prefix_range(&Self::object(bucket, prefix))
     }
 
+    /// A version of `object` that is not current.
+    pub(crate) fn version(bucket: BucketId, object: &str, sequence: u64) -> Bytes {
+        key(b'V', &[&bucket.0, &shifted(object), &[0], &(!sequence).to_be_bytes()])
+    }
+
+    /// All of `object`, the newest first.
+    pub(crate) fn versions_of(bucket: BucketId, object: &str) -> Range<Bytes> {
+        prefix_range(&key(b'V', &[&bucket.0, &shifted(object), &[0]]))
+    }
+
+    /// All of the objects whose keys begin with `prefix`.
+    pub(crate) fn versions(bucket: BucketId, prefix: &str) -> Range<Bytes> {
+        prefix_range(&key(b'V', &[&bucket.0, &shifted(prefix)]))
+    }
+
+    pub(crate) fn null_version(bucket: BucketId, object: &str) -> Bytes {
+        key(b'v', &[&bucket.0, object.as_bytes()])
+    }
+
     pub(crate) fn upload(bucket: BucketId, object: &str, upload: LayoutId) -> Bytes {
         key(b'U', &[&bucket.0, object.as_bytes(), &[0], &upload.0])
     }
@@ -197,6 +216,30 @@ impl Keys {
         prefix_range(b"S")
     }
 
+    pub(crate) fn lifecycle(bucket: BucketId) -> Bytes {
+        key(b'T', &[&bucket.0, b"r"])
+    }
+
+    pub(crate) fn lifecycle_state(bucket: BucketId) -> Bytes {
+        key(b'T', &[&bucket.0, b"s"])
+    }
+
+    pub(crate) fn user(name: &str) -> Bytes {
+        key(b'R', &[name.as_bytes()])
+    }
+
+    pub(crate) fn users() -> Range<Bytes> {
+        prefix_range(b"R")
+    }
+
+    pub(crate) fn name_of_user(id: &str) -> Bytes {
+        key(b'G', &[id.as_bytes()])
+    }
+
+    pub(crate) fn user_of_key(access_key: &str) -> Bytes {
+        key(b'F', &[access_key.as_bytes()])
+    }
+
     /// All keys of a table.
     pub(crate) fn table(table: u8) -> Range<Bytes> {
         prefix_range(&[table])
@@ -271,7 +314,22 @@ impl Keys {
         split_id(row.get(1..).unwrap_or_default())
     }
 
-    /// The object key in a key of the `O` table.
+    /// Object key and sequence in a key of the `V` table.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] if it is no such key.
+    pub(crate) fn parse_version(row: &[u8]) -> Result<(String, u64)> {
+        let (rest, inverted) = row.split_last_chunk::<8>().ok_or_else(|| damaged(row))?;
+        let name = match rest.get(17..).and_then(<[u8]>::split_last) {
+            Some((0, name)) if !name.contains(&0) => name.iter().map(|byte| byte.wrapping_sub(1)).collect(),
+            _ => return Err(damaged(row)),
+        };
+        let name = String::from_utf8(name).map_err(|_| damaged(row))?;
+        Ok((name, !u64::from_be_bytes(*inverted)))
+    }
+
+    /// The object key in a key of the `O` or `v` table.
     ///
     /// # Errors
     ///
@@ -300,6 +358,11 @@ fn key(table: u8, parts: &[&[u8]]) -> Bytes {
         key.put_slice(part);
     }
     key.freeze()
+}
+
+/// Text without NUL bytes that sorts as `text` does: in UTF-8 no byte is 255.
+fn shifted(text: &str) -> Vec<u8> {
+    text.bytes().map(|byte| byte.wrapping_add(1)).collect()
 }
 
 fn split_id(bytes: &[u8]) -> Result<([u8; 16], &[u8])> {
@@ -333,6 +396,8 @@ mod tests {
             LayoutId([0xff; 16]),
         );
         assert!(longest.len() <= crate::kv::KEY_LEN_MAX);
+        let longest = Keys::version(BucketId([0xff; 16]), &"k".repeat(OBJECT_KEY_LEN_MAX), 1);
+        assert!(longest.len() <= crate::kv::KEY_LEN_MAX);
     }
 
     #[test]
@@ -345,6 +410,8 @@ mod tests {
             index: 9,
         };
         assert_eq!(Keys::parse_blob(&Keys::blob(blob)).unwrap(), blob);
+        let version = Keys::version(BucketId([1; 16]), "ä\0\u{10ffff}", 7);
+        assert_eq!(Keys::parse_version(&version).unwrap(), ("ä\0\u{10ffff}".to_owned(), 7));
         let job = JobId([3; 16]);
         let queued = Keys::queued_job(Timestamp(5), job);
         assert_eq!(Keys::parse_due(&queued).unwrap(), Timestamp(5));
@@ -353,6 +420,25 @@ mod tests {
             assert!(Keys::parse_blob(short).is_err());
             assert!(Keys::parse_due(short).is_err());
             assert!(upload_key_parts(short).is_err());
+            assert!(Keys::parse_version(short).is_err());
         }
+    }
+
+    #[test]
+    fn versions_sort_by_key_then_from_the_newest() {
+        let keys = ["a", "a\0", "a\0b", "a\u{1}", "aa", "é", "\u{10ffff}"];
+        let mut rows = Vec::new();
+        for name in keys {
+            for sequence in [u64::MAX, 8, 7, 0] {
+                let row = Keys::version(BucketId([1; 16]), name, sequence);
+                assert!(Keys::versions_of(BucketId([1; 16]), name).contains(&row));
+                assert_eq!(
+                    Keys::versions(BucketId([1; 16]), "a").contains(&row),
+                    name.starts_with('a')
+                );
+                rows.push(row);
+            }
+        }
+        assert!(rows.is_sorted());
     }
 }

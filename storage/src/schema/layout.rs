@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
-use super::{BucketId, ObjectKey};
+use super::{BucketId, ObjectKey, VersionStamp};
 use crate::clock::Timestamp;
 
 /// A layout that owns blobs or borrows some of another layout's.
@@ -19,8 +19,9 @@ pub(crate) struct LayoutRecord {
     pub(crate) holder: Option<Holder>,
 }
 
-/// The way from a layout back to the record that refers to it: the object of that name whose version has the layout's
-/// id, or else the upload of that name and id. Completing an upload leaves its name as it is, so both are found alike.
+/// The way from a layout back to the record that refers to it: the version of that object, current or not, that has the
+/// layout's id, or else the upload of that name and id. Completing an upload leaves its name as it is, so both are found
+/// alike. A version that becomes current, or ceases to be, keeps its sequence, so the holder need not be written anew.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Holder {
     /// The bucket.
@@ -29,14 +30,24 @@ pub(crate) struct Holder {
     /// The object's key, or that of the object to be.
     #[n(1)]
     pub(crate) key: String,
+    /// The sequence of the version. 0 for an upload, and for what was written before there were versions.
+    #[n(2)]
+    #[cbor(default)]
+    pub(crate) sequence: u64,
 }
 
 impl Holder {
-    /// The object `key` of `bucket`, or an upload to it.
-    pub(crate) fn new(bucket: BucketId, key: &ObjectKey) -> Self {
+    /// An upload to `key` of `bucket`.
+    pub(crate) fn upload(bucket: BucketId, key: &ObjectKey) -> Self {
+        Self::version(bucket, key, VersionStamp::default())
+    }
+
+    /// A version of the object `key` of `bucket`.
+    pub(crate) fn version(bucket: BucketId, key: &ObjectKey, stamp: VersionStamp) -> Self {
         Self {
             bucket,
             key: key.as_str().to_owned(),
+            sequence: stamp.sequence,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use minicbor::{Decode, Encode};
 
-use super::{JobId, LayoutId};
+use super::{JobId, LayoutId, VersionLock, VersionStamp};
 use crate::{clock::Timestamp, layout::Layout};
 
 /// Tags of an object or a bucket.
@@ -47,12 +47,20 @@ pub struct ObjectRecord {
     /// Jobs that were made for it, the latest last.
     #[n(10)]
     pub jobs: Vec<JobId>,
-    /// The access key of the user who wrote it.
+    /// Who wrote it, as in [`BucketRecord::owner`](super::BucketRecord::owner).
     #[n(11)]
     pub owner: String,
     /// Where replication to each zone stands, by zone.
     #[n(12)]
     pub replication: BTreeMap<String, String>,
+    /// Its name and its place among the versions of its key. The store gives it.
+    #[n(13)]
+    #[cbor(default)]
+    pub version: VersionStamp,
+    /// What protects it from being deleted.
+    #[n(14)]
+    #[cbor(default)]
+    pub lock: VersionLock,
 }
 
 impl ObjectRecord {
@@ -157,7 +165,7 @@ mod tests {
         kv::VALUE_LEN_MAX,
         layout::{Extent, ExtentList, INLINE_LEN_MAX, Piece},
         multipart::PART_SIZES_MAX,
-        schema::encode,
+        schema::{VersionRow, encode},
         store::Limits,
     };
 
@@ -219,8 +227,21 @@ mod tests {
             jobs: vec![JobId([0xff; 16]); 16],
             owner: "o".repeat(128),
             replication: texts(16, 64, 16),
+            version: VersionStamp {
+                sequence: u64::MAX,
+                token: Some(u64::MAX),
+            },
+            lock: VersionLock {
+                retention: Some(crate::schema::Retention {
+                    mode: crate::schema::LockMode::Compliance,
+                    until: Timestamp(u64::MAX),
+                }),
+                legal_hold: Some(true),
+            },
         };
-        let len = encode(&record).len();
+        let since = Timestamp(u64::MAX);
+        let record = Box::new(record);
+        let len = encode(&VersionRow::Object { record, since }).len();
         assert!(len <= VALUE_LEN_MAX, "{len} bytes");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use minicbor::{Decode, Encode};
 
-use super::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, Tags};
+use super::{Checksum, ChecksumAlgorithm, ChecksumType, ContentHeaders, Tags, VersionLock};
 use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
@@ -62,9 +62,13 @@ pub struct UploadRecord {
     /// The checksum type the client announced.
     #[n(5)]
     pub checksum_type: Option<ChecksumType>,
-    /// The access key of the user who created it.
+    /// Who began it, as in [`BucketRecord::owner`](super::BucketRecord::owner).
     #[n(6)]
     pub owner: String,
+    /// What is to protect the object that it becomes.
+    #[n(7)]
+    #[cbor(default)]
+    pub lock: VersionLock,
 }
 
 /// A part of a multipart upload.

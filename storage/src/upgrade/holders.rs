@@ -66,6 +66,7 @@ fn object(key: &[u8], value: &[u8]) -> Result<(LayoutId, Holder)> {
     let holder = Holder {
         bucket: BucketId(bucket),
         key: Keys::parse_object(key)?.to_owned(),
+        sequence: record.version.sequence,
     };
     Ok((record.layout_id, holder))
 }
@@ -76,6 +77,7 @@ fn upload(key: &[u8], _: &[u8]) -> Result<(LayoutId, Holder)> {
     let holder = Holder {
         bucket: BucketId(bucket),
         key: name.to_owned(),
+        sequence: 0,
     };
     Ok((upload, holder))
 }

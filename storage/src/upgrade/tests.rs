@@ -6,14 +6,15 @@ use minicbor::{Decode, Encode};
 
 use super::*;
 use crate::{
-    BucketName, ContentHeaders, IngestOptions, NewObject, NewUpload, ObjectKey, Store, WriteCondition,
+    BucketName, ContentHeaders, DeleteCondition, IngestOptions, NewObject, NewUpload, ObjectKey, Store, VersionId,
+    Versioning, WriteCondition,
     blob::{Blobs, MemoryBlobs},
     clock::{Clock, ManualClock, Timestamp},
     fault::{Fault, FaultPlan, FaultyKv},
     fsck::{FsckOptions, fsck},
     kv::{MemoryKv, Txn},
     rows::Pages,
-    schema::{Keys, LayoutRecord, LayoutState, decode, encode},
+    schema::{BucketId, Holder, Keys, LayoutRecord, LayoutState, decode, encode},
 };
 
 /// A layout's row in format 1.
@@ -23,6 +24,26 @@ struct OldLayoutRecord {
     state: LayoutState,
     #[n(1)]
     owns_blobs: bool,
+}
+
+/// A layout's row in format 2.
+#[derive(Encode, Decode)]
+struct HeldLayoutRecord {
+    #[n(0)]
+    state: LayoutState,
+    #[n(1)]
+    owns_blobs: bool,
+    #[n(2)]
+    holder: Option<OldHolder>,
+}
+
+/// A holder in format 2.
+#[derive(Encode, Decode)]
+struct OldHolder {
+    #[n(0)]
+    bucket: BucketId,
+    #[n(1)]
+    key: String,
 }
 
 type Rows = BTreeMap<bytes::Bytes, bytes::Bytes>;
@@ -90,6 +111,46 @@ async fn downgrade(kv: &Arc<dyn Kv>) {
     }
     txn.put(Keys::meta("format"), 1_u64.to_be_bytes().to_vec()).unwrap();
     txn.delete(Keys::meta("release")).unwrap();
+    txn.commit().await;
+}
+
+/// An array of CBOR without its last field.
+fn without_last(value: &[u8]) -> Vec<u8> {
+    let mut decoder = minicbor::Decoder::new(value);
+    let fields = decoder.array().unwrap().unwrap();
+    let start = decoder.position();
+    for _ in 1..fields {
+        decoder.skip().unwrap();
+    }
+    let mut shorter = minicbor::Encoder::new(Vec::new());
+    shorter.array(fields - 1).unwrap();
+    [shorter.writer(), &value[start..decoder.position()]].concat()
+}
+
+/// Takes away what format 2 did not have.
+async fn downgrade_to_2(kv: &Arc<dyn Kv>) {
+    let mut txn = Txn::begin(kv).await.unwrap();
+    for (key, value) in rows(kv).await {
+        match key.first() {
+            Some(b'B' | b'O') => txn.put(key, without_last(&value)).unwrap(),
+            Some(b'L') => {
+                let LayoutRecord {
+                    state,
+                    owns_blobs,
+                    holder,
+                } = decode(&value).unwrap();
+                let holder = holder.map(|Holder { bucket, key, .. }| OldHolder { bucket, key });
+                let old = HeldLayoutRecord {
+                    state,
+                    owns_blobs,
+                    holder,
+                };
+                txn.put(key, encode(&old)).unwrap();
+            }
+            _ => {}
+        }
+    }
+    txn.put(Keys::meta("format"), 2_u64.to_be_bytes().to_vec()).unwrap();
     txn.commit().await;
 }
 
@@ -215,4 +276,54 @@ async fn a_newer_format_is_left_alone() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Format);
+}
+
+/// What was written before there were versions is the null version of its key, and the oldest.
+#[tokio::test]
+async fn format_2_is_refused_and_upgraded_and_then_keeps_versions() {
+    let world = World::of_format_1().await;
+    upgrade(&world.kv, UpgradeOptions::default(), &mut |_| {})
+        .await
+        .unwrap();
+    downgrade_to_2(&world.kv).await;
+    let open = || {
+        Store::open(
+            Arc::clone(&world.kv),
+            Arc::clone(&world.blobs),
+            Arc::clone(&world.clock),
+        )
+    };
+    assert_eq!(open().await.unwrap_err().kind(), ErrorKind::Format);
+    let report = upgrade(&world.kv, UpgradeOptions::default(), &mut |_| {})
+        .await
+        .unwrap();
+    assert_eq!((report.from, report.to, report.steps), (2, 3, Vec::new()));
+
+    let store = open().await.unwrap();
+    let (bucket, key): (BucketName, ObjectKey) = ("first".parse().unwrap(), "blob".parse().unwrap());
+    let record = store.bucket(&bucket).await.unwrap();
+    assert_eq!(record.versioning, Versioning::Never);
+    store
+        .update_bucket(&bucket, |bucket| bucket.versioning = Versioning::Enabled)
+        .await
+        .unwrap();
+    put(&store, &bucket, &key, 50_000).await;
+    assert!(store.delete_object(&bucket, &key).await.unwrap());
+    let check = || async {
+        let report = fsck(&world.kv, &world.blobs, &FsckOptions::default(), &mut |_| {}).await;
+        assert_eq!(report.unwrap().findings, []);
+    };
+    check().await;
+    let null = store.open_version(&bucket, &key, Some(VersionId::Null)).await.unwrap();
+    assert_eq!(null.record.size(), 100_000);
+    assert_eq!(null.reader().read(0..100_000).await.unwrap(), vec![7; 100_000]);
+    drop(null);
+    let any = DeleteCondition::default();
+    let deleted = store
+        .delete_version(&bucket, &key, VersionId::Null, &any)
+        .await
+        .unwrap();
+    assert!(deleted.existed);
+    store.sweep().await.unwrap();
+    check().await;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lithos_storage::{
-    ErrorKind, Result, Store, WriteCondition,
+    DeleteCondition, ErrorKind, Result, Store, Versioning, WriteCondition,
     blob::{Blobs, MemoryBlobs},
     fault::{Fault, FaultPlan, FaultyBlobs, FaultyKv},
     kv::{Kv, MemoryKv},
@@ -24,6 +24,14 @@ enum Operation {
     /// Parts, one of them replaced, one left out.
     Multipart,
     Delete,
+    /// In a bucket that keeps versions: `target` has an older version, which is null, and one with a name.
+    PutVersion,
+    /// As [`Operation::PutVersion`].
+    AddMarker,
+    /// As [`Operation::PutVersion`]: the latest version goes, and the one before takes its place.
+    DeleteLatest,
+    /// As [`Operation::PutVersion`], but with versioning suspended: the older version is replaced, and the latest is kept.
+    PutNull,
 }
 
 /// Several blobs, so many that they are adopted early, and pages.
@@ -44,7 +52,8 @@ impl Operation {
     /// What `target` is afterwards.
     fn result(self) -> Option<Vec<u8>> {
         match self {
-            Self::Put => Some(large(1)),
+            Self::Put | Self::PutVersion | Self::PutNull => Some(large(1)),
+            Self::DeleteLatest => Some(large(300)),
             Self::PutInline => Some(noise(2, 100)),
             Self::Copy => Some(source()),
             Self::Build => {
@@ -57,14 +66,14 @@ impl Operation {
                 Some(data)
             }
             Self::Multipart => Some([large(11), large(12), noise(14, 10)].concat()),
-            Self::Delete => None,
+            Self::Delete | Self::AddMarker => None,
         }
     }
 
     async fn run(self, world: &World, store: &Store) -> Result<()> {
         let (bucket, target) = (&world.bucket, "target");
         match self {
-            Self::Put | Self::PutInline => {
+            Self::Put | Self::PutInline | Self::PutVersion | Self::PutNull => {
                 let data = self.result().unwrap();
                 world::put(store, bucket, target, &data, WriteCondition::Always).await
             }
@@ -87,7 +96,35 @@ impl Operation {
                     done => done.map(|_| ()),
                 }
             }
-            Self::Delete => store.delete_object(bucket, &key(target)).await.map(|_| ()),
+            Self::Delete | Self::AddMarker => store.delete_object(bucket, &key(target)).await.map(|_| ()),
+            Self::DeleteLatest => {
+                let latest = store.open_object(bucket, &key(target)).await?.record.version.id();
+                let any = DeleteCondition::default();
+                store
+                    .delete_version(bucket, &key(target), latest, &any)
+                    .await
+                    .map(|_| ())
+            }
+        }
+    }
+
+    /// How many versions and delete markers `target` has before and after, if the bucket keeps any.
+    fn versions(self) -> (usize, usize) {
+        match self {
+            Self::PutVersion | Self::AddMarker => (2, 3),
+            Self::DeleteLatest => (2, 1),
+            Self::PutNull => (2, 2),
+            Self::Delete => (1, 0),
+            Self::Put | Self::PutInline | Self::Copy | Self::Build | Self::Multipart => (1, 1),
+        }
+    }
+
+    /// Whether the bucket keeps versions before the operation, and while it runs.
+    fn versioning(self) -> Option<(Versioning, Versioning)> {
+        match self {
+            Self::PutVersion | Self::AddMarker | Self::DeleteLatest => Some((Versioning::Enabled, Versioning::Enabled)),
+            Self::PutNull => Some((Versioning::Enabled, Versioning::Suspended)),
+            _ => None,
         }
     }
 }
@@ -109,12 +146,19 @@ async fn build(world: &World, store: &Store) -> Result<()> {
 }
 
 /// A world with the two objects, and a store over its engines that fails as planned.
-async fn prepare(plan: &Arc<FaultPlan>) -> (World, Store, Vec<u8>) {
+async fn prepare(operation: Operation, plan: &Arc<FaultPlan>) -> (World, Store, Vec<u8>) {
     let (kv, blobs): (Arc<dyn Kv>, Arc<dyn Blobs>) = (Arc::new(MemoryKv::new()), Arc::new(MemoryBlobs::new()));
     let world = World::over(Arc::clone(&kv), Arc::clone(&blobs), SMALL, None).await;
     let old = large(200);
     world.put("source", &source()).await.unwrap();
-    world.put("target", &old).await.unwrap();
+    if let Some((before, then)) = operation.versioning() {
+        world.put("target", &large(300)).await.unwrap();
+        world.set_versioning(before).await;
+        world.put("target", &old).await.unwrap();
+        world.set_versioning(then).await;
+    } else {
+        world.put("target", &old).await.unwrap();
+    }
     world.copy("target", "other").await.unwrap();
     let faulty = World::over_with(
         Arc::new(FaultyKv::new(kv, Arc::clone(plan))),
@@ -129,7 +173,7 @@ async fn prepare(plan: &Arc<FaultPlan>) -> (World, Store, Vec<u8>) {
 async fn strike(operation: Operation, fault: Fault, at: u64) -> bool {
     let what = || format!("{operation:?}, {fault:?} at call {at}");
     let plan = FaultPlan::new(fault, 0);
-    let (mut world, store, old) = prepare(&plan).await;
+    let (mut world, store, old) = prepare(operation, &plan).await;
     plan.strike_at(at);
     let done = operation.run(&world, &store).await;
     let swept = store.sweep().await;
@@ -151,6 +195,10 @@ async fn strike(operation: Operation, fault: Fault, at: u64) -> bool {
         "{}: {done:?} {swept:?}",
         what()
     );
+    let (before, after) = operation.versions();
+    let versions = world.versions().await;
+    let versions = versions.iter().filter(|(name, _)| name == "target").count();
+    assert_eq!(versions, if is_new { after } else { before }, "{}", what());
     assert!(world.get("source").await == Some(source()), "{}", what());
     assert!(world.get("other").await == Some(old), "{}", what());
     if fault.is_crash() {
@@ -199,4 +247,24 @@ async fn multipart_upload_is_whole_or_not_at_all() {
 #[tokio::test]
 async fn delete_is_whole_or_not_at_all() {
     strike_everywhere(Operation::Delete).await;
+}
+
+#[tokio::test]
+async fn a_version_is_added_or_not_at_all() {
+    strike_everywhere(Operation::PutVersion).await;
+}
+
+#[tokio::test]
+async fn a_delete_marker_is_added_or_not_at_all() {
+    strike_everywhere(Operation::AddMarker).await;
+}
+
+#[tokio::test]
+async fn the_latest_version_is_deleted_and_the_one_before_comes_forward_or_neither() {
+    strike_everywhere(Operation::DeleteLatest).await;
+}
+
+#[tokio::test]
+async fn the_null_version_is_replaced_and_the_latest_kept_or_neither() {
+    strike_everywhere(Operation::PutNull).await;
 }

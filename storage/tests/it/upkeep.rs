@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use lithos_storage::{
-    Damage, ErrorKind, Limits, Result, Store, WriteCondition,
+    Damage, DeleteCondition, ErrorKind, Limits, Result, Store, VersionId, Versioning, WriteCondition,
     blob::{Blob, BlobId, BlobWriter, Blobs, Compression, FsBlobs, MemoryBlobs, Repacked, Space},
     fault::{Fault, FaultPlan, FaultyBlobs, FaultyKv},
     kv::{Kv, MemoryKv, RocksKv},
@@ -93,13 +93,19 @@ async fn buckets_that_ask_for_it_are_compressed_in_the_background() {
         .queue_bucket_compression(&world.bucket, None, 2)
         .await
         .unwrap();
-    assert_eq!(last.as_deref(), Some("noise"));
+    assert!(last.is_some());
     let last = world
         .store
-        .queue_bucket_compression(&world.bucket, last.as_deref(), 2)
+        .queue_bucket_compression(&world.bucket, last.as_ref(), 2)
         .await
         .unwrap();
-    assert_eq!(last.as_deref(), Some("old"));
+    assert!(last.is_some());
+    let end = world
+        .store
+        .queue_bucket_compression(&world.bucket, last.as_ref(), 2)
+        .await
+        .unwrap();
+    assert_eq!(end, None);
     let saved = saved + compress_all(&world.store).await;
     assert_eq!(
         before - stored(folder.path()),
@@ -111,6 +117,28 @@ async fn buckets_that_ask_for_it_are_compressed_in_the_background() {
     assert_eq!(world.get("old").await.unwrap(), old);
     assert_eq!(world.get("new").await.unwrap(), new);
     assert_eq!(world.get("noise").await.unwrap(), noise(1, 1 << 20));
+    world.check_nothing_left().await;
+}
+
+#[tokio::test]
+async fn versions_that_are_not_current_are_compressed_too() {
+    let (world, _folder) = disk().await;
+    world.set_versioning(Versioning::Enabled).await;
+    for len in [3 << 20, 2 << 20, 1 << 20] {
+        world.put("log", &text(len)).await.unwrap();
+    }
+    world.store.delete_object(&world.bucket, &key("log")).await.unwrap();
+    set_compression(&world, Some(3)).await;
+    let mut place = None;
+    loop {
+        let queued = world.store.queue_bucket_compression(&world.bucket, place.as_ref(), 1);
+        place = queued.await.unwrap();
+        if place.is_none() {
+            break;
+        }
+    }
+    let saved = compress_all(&world.store).await;
+    assert!(saved > 5 << 20, "all three: {saved}");
     world.check_nothing_left().await;
 }
 
@@ -158,6 +186,27 @@ async fn blobs_of_which_little_is_needed_are_freed() {
     for name in ["target", "copy"] {
         assert_eq!(world.get(name).await.unwrap(), target, "{name}");
     }
+    world.check_nothing_left().await;
+}
+
+#[tokio::test]
+async fn versions_that_are_not_current_let_go_of_blobs_too() {
+    let world = World::memory(SMALL).await;
+    let target = borrow_slice(&world, 70_000).await;
+    world.set_versioning(Versioning::Enabled).await;
+    world.put("target", &noise(9, 10)).await.unwrap();
+    let before = world.listed_blobs().await.len();
+    assert_eq!(compact_all(&world.store).await, 1);
+    world.store.sweep().await.unwrap();
+    let after = world.listed_blobs().await.len();
+    assert!(after < before, "{before} blobs, then {after}");
+    let null = world
+        .store
+        .open_version(&world.bucket, &key("target"), Some(VersionId::Null))
+        .await
+        .unwrap();
+    assert_eq!(null.reader().read(0..target.len() as u64).await.unwrap(), target);
+    drop(null);
     world.check_nothing_left().await;
 }
 
@@ -274,6 +323,19 @@ async fn scrub_finds_damage_and_says_what_it_hurts() {
     let over = world.store.objects_over(known[0].0).await.unwrap();
     assert_eq!(over.into_iter().collect::<Vec<_>>(), ["bucket/copy", "bucket/hurt"]);
 
+    world.set_versioning(Versioning::Enabled).await;
+    world.put("hurt", b"whole").await.unwrap();
+    world.copy("copy", "copy").await.unwrap();
+    let over = world.store.objects_over(known[0].0).await.unwrap();
+    assert_eq!(
+        over.into_iter().collect::<Vec<_>>(),
+        [
+            "bucket/copy",
+            "bucket/copy (version null)",
+            "bucket/hurt (version null)"
+        ]
+    );
+
     // Somebody puts the right file back.
     flip(&file, 2_000_000);
     assert_eq!(scrub(&world.store).await.1, Vec::new());
@@ -283,9 +345,16 @@ async fn scrub_finds_damage_and_says_what_it_hurts() {
     let (_, damage) = scrub(&world.store).await;
     assert_eq!(damage.len(), 1);
     assert_eq!(damage[0].offset, None, "it is missing as a whole");
-    for name in ["hurt", "copy"] {
-        world.store.delete_object(&world.bucket, &key(name)).await.unwrap();
+    for (name, version) in world.versions().await {
+        let (name, version) = (key(&name), version.stamp().id());
+        let any = DeleteCondition::default();
+        world
+            .store
+            .delete_version(&world.bucket, &name, version, &any)
+            .await
+            .unwrap();
     }
+    world.put("other", &noise(3, 10)).await.unwrap();
     world.check_consistent().await;
     assert_eq!(world.store.damage().await.unwrap(), Vec::new(), "it goes with its blob");
     world.check_nothing_left().await;

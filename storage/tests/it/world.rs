@@ -8,11 +8,12 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use lithos_storage::{
-    BodyError, BucketName, CompletedPart, Content, ContentHeaders, ErrorKind, IngestOptions, LayoutId, Limits,
-    ListObjects, ListUploads, ListingEntry, NewObject, NewUpload, ObjectKey, ObjectRecord, PartNumber, Result, Store,
-    Tags, WriteCondition,
+    BodyError, BucketName, CompletedPart, Content, ContentHeaders, DeleteCondition, ErrorKind, IngestOptions, LayoutId,
+    Limits, ListObjects, ListUploads, ListVersions, ListingEntry, NewObject, NewUpload, ObjectKey, ObjectRecord,
+    PartNumber, Result, Store, Tags, Version, Versioning, WriteCondition,
     blob::{BlobId, Blobs, FsBlobs, MemoryBlobs},
     clock::{Clock, ManualClock, Timestamp},
+    fsck::{FsckOptions, fsck},
     kv::{Kv, MemoryKv, Order, RocksKv, Scan, prefix_range},
 };
 
@@ -129,6 +130,13 @@ impl World {
         self.store.recover(2).await.unwrap();
     }
 
+    pub(crate) async fn set_versioning(&self, versioning: Versioning) {
+        let update = self
+            .store
+            .update_bucket(&self.bucket, |bucket| bucket.versioning = versioning);
+        update.await.unwrap();
+    }
+
     pub(crate) async fn put(&self, name: &str, data: &[u8]) -> Result<()> {
         put(&self.store, &self.bucket, name, data, WriteCondition::Always).await
     }
@@ -170,6 +178,19 @@ impl World {
         };
         let listing = self.store.list_objects(&self.bucket, &list).await.unwrap();
         listing.entries.iter().map(|entry| entry.name().to_owned()).collect()
+    }
+
+    /// All versions and delete markers.
+    pub(crate) async fn versions(&self) -> Vec<(String, Version)> {
+        let mut list = ListVersions::default();
+        list.keys.limit = 1000;
+        let listing = self.store.list_versions(&self.bucket, &list).await.unwrap();
+        assert!(!listing.more);
+        let versions = listing.entries.into_iter().map(|entry| match entry {
+            ListingEntry::Key(name, entry) => (name, entry.version),
+            ListingEntry::CommonPrefix(prefix) => panic!("nothing is folded into {prefix}"),
+        });
+        versions.collect()
     }
 
     /// Keys of the index that begin with `prefix`.
@@ -214,6 +235,10 @@ impl World {
             self.get(&name).await.expect("what is listed can be read");
         }
         self.check_usage().await;
+        let report = fsck(&self.kv, &self.blobs, &FsckOptions::default(), &mut |_| {})
+            .await
+            .unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
     }
 
     /// Checks that what was counted all along is what a count from the start gives, and what the objects are.
@@ -222,7 +247,11 @@ impl World {
         self.store.recount().await.unwrap();
         assert_eq!(self.counters().await, counted, "the counters are what there is");
         let usage = self.store.usage(&self.bucket).await.unwrap();
-        assert_eq!(usage.objects, self.names().await.len() as u64);
+        let objects = self.versions().await;
+        let objects = objects
+            .iter()
+            .filter(|(_, version)| matches!(version, Version::Object(_)));
+        assert_eq!(usage.objects, objects.count() as u64);
     }
 
     async fn counters(&self) -> Vec<(Bytes, Bytes)> {
@@ -268,8 +297,11 @@ impl World {
 
     /// Deletes everything, and checks that nothing is left.
     pub(crate) async fn check_deletes_all(&self) {
-        for name in self.names().await {
-            self.store.delete_object(&self.bucket, &key(&name)).await.unwrap();
+        let any = DeleteCondition::default();
+        for (name, version) in self.versions().await {
+            let (name, version) = (key(&name), version.stamp().id());
+            let deleted = self.store.delete_version(&self.bucket, &name, version, &any);
+            assert!(deleted.await.unwrap().existed);
         }
         let list = ListUploads {
             keys: ListObjects {

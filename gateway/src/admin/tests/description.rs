@@ -13,6 +13,7 @@ use crate::{
         job::{JobPage, JobStateView, JobView},
         quota::{QuotaStateView, QuotaView, UsageView},
         server::{Endpoints, ServerView},
+        user::{CreatedKey, KeyView, NewKey, NewUser, UserPage, UserView},
     },
     zone::registry::{NewPeer, PeerView},
 };
@@ -114,6 +115,27 @@ fn schemas_of_quotas_have_the_fields_of_the_types() {
     check_schema(&document, "Quota", &json!(quota));
     check_schema(&document, "Usage", &json!(usage));
     check_schema(&document, "QuotaState", &json!(QuotaStateView { quota, usage }));
+}
+
+#[test]
+fn schemas_of_users_have_the_fields_of_the_types() {
+    let document = document();
+    let some = || Some(String::new());
+    let user = NewUser {
+        access_key: some(),
+        secret_key: some(),
+        ..NewUser::default()
+    };
+    check_schema(&document, "NewUser", &json!(user));
+    let key = NewKey {
+        access_key: some(),
+        secret_key: some(),
+    };
+    check_schema(&document, "NewKey", &json!(key));
+    check_schema(&document, "CreatedKey", &json!(CreatedKey::default()));
+    check_schema(&document, "AccessKey", &json!(KeyView::default()));
+    check_schema(&document, "User", &json!(UserView::default()));
+    check_schema(&document, "UserPage", &json!(UserPage::default()));
 }
 
 #[test]

@@ -11,10 +11,16 @@ async fn quotas_are_set_shown_and_cleared() {
     let server = Server::start().await;
     let store = &server.app.store;
     let bucket = "images".parse().unwrap();
-    let created = store.create_bucket(&bucket, None, Tags::new(), "builder 1".to_owned());
+    let created = store.create_bucket(&bucket, None, Tags::new(), "ROOT".to_owned());
     created.await.unwrap();
     let client = server.client();
-    for path in ["/api/v1/buckets/images/quota", "/api/v1/users/builder%201/quota"] {
+    let new = json!({"name": "builder+1"});
+    let user: Value = client.post_json("/api/v1/users", &new).await.unwrap();
+    for path in [
+        "/api/v1/buckets/images/quota",
+        "/api/v1/users/builder%2B1/quota",
+        "/api/v1/users/root/quota",
+    ] {
         let none = json!({"quota": {"bytes": null, "objects": null}, "usage": {"bytes": 0, "objects": 0}});
         assert_eq!(client.get_json::<Value>(path).await.unwrap(), none, "{path}");
         let quota = json!({"bytes": 10_737_418_240_u64});
@@ -36,9 +42,21 @@ async fn quotas_are_set_shown_and_cleared() {
         }
     }
     let stored = |record: Option<lithos_storage::QuotaRecord>| record.and_then(|record| record.bytes);
-    let user = "/api/v1/users/builder%201/quota";
-    client.put_json::<_, Value>(user, &json!({"bytes": 7})).await.unwrap();
-    assert_eq!(stored(store.user_quota("builder 1").await.unwrap()), Some(7));
+    for (name, id) in [
+        ("builder%2B1", user["id"].as_str().unwrap()),
+        ("root", "ROOT"),
+        ("ROOT", "ROOT"),
+    ] {
+        let path = format!("/api/v1/users/{name}/quota");
+        client.put_json::<_, Value>(&path, &json!({"bytes": 7})).await.unwrap();
+        assert_eq!(stored(store.user_quota(id).await.unwrap()), Some(7));
+        client.delete(&path).await.unwrap();
+    }
+    let refused = client
+        .get_json::<Value>("/api/v1/users/absent/quota")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.status(), Some(StatusCode::NOT_FOUND));
     let refused = client
         .get_json::<Value>("/api/v1/buckets/absent/quota")
         .await

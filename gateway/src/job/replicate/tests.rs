@@ -13,8 +13,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use super::*;
 use crate::{
     app::{App, SharedApp},
+    auth::user,
     client::parse_server,
-    config::{Bounds, COMPACT_AFTER, Config, ImportConfig, Reserve, RootKeys},
+    config::{Bounds, COMPACT_AFTER, Config, ImportConfig, LIFECYCLE_DAY, Reserve, RootKeys},
     s3,
     zone::{REPLICA, registry::NewPeer, status},
 };
@@ -60,6 +61,7 @@ impl Site {
             reserve: Reserve::Bytes(0),
             scrub_days: 0,
             compact_after: COMPACT_AFTER,
+            lifecycle_day: LIFECYCLE_DAY,
             read_only: false,
             root_keys: Some(root_keys(zone)),
         })
@@ -482,6 +484,7 @@ async fn what_the_peer_loses_between_offer_and_commit_is_sent_again() {
         bucket: "images".into(),
         region: None,
         bucket_tags: Tags::new(),
+        bucket_owner: String::new(),
         key: "b.img".into(),
         record: Replica::encode(&raw.record),
     };
@@ -494,6 +497,34 @@ async fn what_the_peer_loses_between_offer_and_commit_is_sent_again() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Some(BLOBS_MISSING));
+}
+
+#[tokio::test]
+async fn nothing_comes_into_the_bucket_of_another_user() {
+    let (az1, az2) = two_sites().await;
+    let keys = user::KeyPair::new(None, None).unwrap();
+    let bob = user::create(&az2.app, "bob", &keys).await.unwrap();
+    az2.app
+        .store
+        .create_bucket(&bucket(), None, Tags::new(), bob.id.clone())
+        .await
+        .unwrap();
+    let raw = az1.put_bytes("a.img", noise(1000, 1)).await;
+    let mut offer = ObjectOffer {
+        zone: "az2".parse().unwrap(),
+        bucket: "images".into(),
+        region: None,
+        bucket_tags: Tags::new(),
+        bucket_owner: "access-az1".into(),
+        key: "a.img".into(),
+        record: Replica::encode(&raw.record),
+    };
+    let client = az2.client(root_keys("az2"));
+    let send = async |offer: &ObjectOffer| client.post_json::<_, Taken>(&format!("{PREFIX}/objects"), offer).await;
+    assert_eq!(send(&offer).await.unwrap_err().code(), Some("AccessDenied"));
+    // The same user may be known on both sides.
+    offer.bucket_owner = bob.id;
+    send(&offer).await.unwrap();
 }
 
 #[tokio::test]
