@@ -119,6 +119,64 @@ async fn qcow2_becomes_raw_from_plain_and_compressed_clusters() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn compressed_formats_are_made_and_stand_by_themselves() -> Result<()> {
+    let images = Images::start().await?;
+    let raw = images.sparse_image("disk.img", 48 * MIB)?;
+    let text = "All work and no play makes Jack a dull boy.\n".repeat(200_000);
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::File::options().write(true).open(&raw)?,
+        text.as_bytes(),
+        20 * MIB,
+    )?;
+    images.put_file(&raw, "disk.img").await?;
+    let wishes = "qcow2:zlib qcow2:zlib-4k qcow2:zstd qcow2:v2 vmdk:stream raw:gz raw:zst";
+    images.tag("disk.img", &[("convert-to", wishes)]).await?;
+    images.await_done("disk.img").await?;
+    let keys = [
+        ("disk.zlib.qcow2", "qcow2"),
+        ("disk.zlib-4k.qcow2", "qcow2"),
+        ("disk.zstd.qcow2", "qcow2"),
+        ("disk.v2.qcow2", "qcow2"),
+        ("disk.stream.vmdk", "vmdk"),
+    ];
+    for (key, format) in keys {
+        let made = images.get_file(key, key).await?;
+        qemu_img_check(&made, format).context(key)?;
+        qemu_img_compare((&raw, "raw"), (&made, format)).context(key)?;
+        ensure!(
+            images.metadata(key, "image-format").await?.as_deref() == Some(format),
+            "{key}"
+        );
+    }
+    for (key, program, format) in [("disk.raw.gz", "gzip", "gzip"), ("disk.raw.zst", "zstd", "zstd")] {
+        let made = images.get_file(key, key).await?;
+        let unpacked = std::process::Command::new(program).arg("-dc").arg(&made).output()?;
+        ensure!(
+            unpacked.status.success() && unpacked.stdout == std::fs::read(&raw)?,
+            "{key}"
+        );
+        ensure!(
+            images.metadata(key, "image-format").await?.as_deref() == Some(format),
+            "{key}"
+        );
+    }
+    // What is encoded refers to nothing of its source, and goes with its object.
+    for key in ["disk.img", "disk.raw.gz", "disk.raw.zst"]
+        .into_iter()
+        .chain(keys.map(|(key, _)| key))
+    {
+        let client = &images.bench.client;
+        client
+            .delete_object()
+            .bucket(&images.bench.bucket)
+            .key(key)
+            .send()
+            .await?;
+    }
+    images.server.await_no_blobs()
+}
+
 /// The raw image beside `NAME.qcow2`: its extension is the server's to choose.
 async fn derived_key(images: &Images, name: &str) -> Result<String> {
     let list = images

@@ -25,13 +25,13 @@ pub(super) enum Compression {
 }
 
 /// For qcow2, where QEMU compresses with zlib's level 6 and a window of 4 KiB.
-const LEVEL_DEFLATE: i32 = 1;
+const LEVEL_DEFLATE: i32 = 2;
 /// For VMDK, where QEMU compresses with zlib's level 6 and a window of 32 KiB.
 const LEVEL_ZLIB: i32 = 5;
 /// For gzip, where the tool has level 6.
 const LEVEL_GZIP: i32 = 5;
-/// zlib's own default.
-const LEVEL_SMALL_WINDOW: u32 = 6;
+/// The one that matches what zlib finds by default; the levels below are those of zlib-ng, and trade size for speed.
+const LEVEL_SMALL_WINDOW: u32 = 9;
 /// A window of 4 KiB.
 const SMALL_WINDOW_BITS: u8 = 12;
 /// The level of QEMU and of the tool.

@@ -24,7 +24,7 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use lithos_convert::{ErrorKind, Format, Image, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed, probe};
 use serde::Serialize;
 
-use self::output::Partial;
+use self::output::{Partial, Publish};
 pub(crate) use self::source::FileSource;
 use crate::auth::fill_random;
 
@@ -43,7 +43,7 @@ Examples:
   lithos convert debian.vhdx debian.img --to raw --json | jq .virtual_size
 
 Exit codes:
-  0  OUTPUT is whole and synced
+  0  OUTPUT is whole, and on the disk
   1  a file could not be read or written, or exists
   2  the command is wrong
   3  INPUT is refused: broken, not supported, or it needs another file";
@@ -70,6 +70,10 @@ pub(crate) struct Args {
     /// Replace OUTPUT if it exists
     #[arg(long)]
     force: bool,
+
+    /// Do not wait until OUTPUT is on the disk, as qemu-img does not: a crash of the machine may leave it broken
+    #[arg(long)]
+    no_sync: bool,
 
     /// Print what was done as JSON, for programs
     #[arg(long)]
@@ -209,9 +213,12 @@ impl Output {
         })
     }
 
-    fn finish(self, force: bool) -> anyhow::Result<()> {
+    fn finish(self, args: &Args) -> anyhow::Result<()> {
         match self {
-            Self::File(partial) => partial.publish(force),
+            Self::File(partial) => partial.publish(Publish {
+                replace: args.force,
+                sync: !args.no_sync,
+            }),
             Self::Pipe(mut pipe) => pipe.flush().context("cannot write the output"),
         }
     }
@@ -270,7 +277,7 @@ fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>) -> anyhow::Re
         let mut out = Output::create(&args.output, is_pipe)?;
         let progress = progress_bar(encoding.virtual_size());
         let file_size = encode::from_file(&encoding, &**source, &mut out, &progress)?;
-        out.finish(args.force)?;
+        out.finish(args)?;
         progress.finish_and_clear();
         (encoding.virtual_size(), encoding.totals(), file_size)
     } else {
@@ -286,7 +293,7 @@ fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>) -> anyhow::Re
             }
             Output::Pipe(pipe) => plan::to_pipe(&plan, source, pipe, &progress)?,
         }
-        out.finish(args.force)?;
+        out.finish(args)?;
         progress.finish_and_clear();
         (plan.virtual_size(), plan.totals(), plan.size())
     };
@@ -352,7 +359,7 @@ fn from_pipe(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
             (counted.len, file_size)
         }
     };
-    out.finish(args.force)?;
+    out.finish(args)?;
     progress.finish_and_clear();
     Ok(Done {
         from,
@@ -397,6 +404,7 @@ mod tests {
             output: folder.join(output),
             to,
             force,
+            no_sync: false,
             json: false,
             seed: None,
         }

@@ -9,6 +9,15 @@ use anyhow::Context;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+/// How a file gets its name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Publish {
+    /// A file that has the name already is replaced.
+    pub(super) replace: bool,
+    /// It is on the disk before it has its name.
+    pub(super) sync: bool,
+}
+
 /// A file in the making, which goes away unless it is published.
 pub(super) struct Partial {
     pub(super) file: File,
@@ -37,14 +46,19 @@ impl Partial {
         })
     }
 
-    /// Syncs the bytes, gives the file its name, and syncs the folder.
-    pub(super) fn publish(mut self, force: bool) -> anyhow::Result<()> {
+    /// Syncs the bytes, gives the file its name, and syncs the folder; or only gives it its name.
+    pub(super) fn publish(mut self, how: Publish) -> anyhow::Result<()> {
         let Self { file, path, output } = &mut self;
         let named = path.as_deref().expect("published once");
-        file.sync_all()
-            .with_context(|| format!("cannot sync {}", named.display()))?;
-        rename(named, output, force).with_context(|| format!("cannot create {}", output.display()))?;
+        if how.sync {
+            file.sync_all()
+                .with_context(|| format!("cannot sync {}", named.display()))?;
+        }
+        rename(named, output, how.replace).with_context(|| format!("cannot create {}", output.display()))?;
         *path = None;
+        if !how.sync {
+            return Ok(());
+        }
         let folder = output
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -64,8 +78,8 @@ impl Drop for Partial {
     }
 }
 
-fn rename(from: &Path, to: &Path, force: bool) -> io::Result<()> {
-    if force {
+fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+    if replace {
         return fs::rename(from, to);
     }
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
@@ -85,7 +99,11 @@ mod tests {
         let output = folder.path().join("out");
         let partial = Partial::create(&output).unwrap();
         fs::write(&output, "precious").unwrap();
-        partial.publish(false).unwrap_err();
+        let how = Publish {
+            replace: false,
+            sync: true,
+        };
+        partial.publish(how).unwrap_err();
         assert_eq!(fs::read(&output).unwrap(), b"precious");
         let names: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
