@@ -133,13 +133,13 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
     Ok(inspection)
 }
 
-/// [`inspect`] for an image that somebody has said to be of some format: `declared` is a file name, or an extension.
+/// [`inspect`](inspect()) for an image that somebody has said to be of some format: `declared` is a file name, or an extension.
 ///
 /// What is said decides nothing; where the content is something else, there is a warning.
 ///
 /// # Errors
 ///
-/// Those of [`inspect`].
+/// Those of [`inspect`](inspect()).
 pub fn inspect_declared(source: &dyn ReadAt, declared: &str) -> Result<Inspection, Error> {
     let mut inspection = inspect(source)?;
     inspection.warnings.extend(mismatch(declared, &inspection));

@@ -48,7 +48,7 @@ pub fn probe(source: &dyn ReadAt) -> Result<Probe, Error> {
     Ok(probe_head(source, &head(source)?)?.0)
 }
 
-/// [`probe`], and the refusal of files that are of several formats at once.
+/// [`probe`](probe()), and the refusal of files that are of several formats at once.
 ///
 /// Such a file is one disk to one reader and another disk to the next, and may be made to be checked as the one and used as
 /// the other.

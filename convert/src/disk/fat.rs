@@ -245,8 +245,8 @@ pub(super) mod tests {
         let mut entry = name.to_vec();
         entry.push(attributes);
         entry.resize(32, 0);
-        put(&mut entry, 20, &((cluster >> 16) as u16).to_le_bytes());
-        put(&mut entry, 26, &(cluster as u16).to_le_bytes());
+        let [low @ .., _, _] = cluster.to_le_bytes();
+        put(&mut entry, 26, &low);
         entry
     }
 
@@ -273,7 +273,7 @@ pub(super) mod tests {
             put(&mut disk, 36, &fat_sectors.to_le_bytes());
             put(&mut disk, 44, &[2]);
         } else {
-            put(&mut disk, 22, &(fat_sectors as u16).to_le_bytes());
+            put(&mut disk, 22, &u16::try_from(fat_sectors).unwrap().to_le_bytes());
         }
         let fat_end = (1 + fat_sectors as usize) * 512;
         let data = if wide { fat_end } else { fat_end + 512 };
@@ -291,7 +291,7 @@ pub(super) mod tests {
         for (number, next) in [(2, end), (3, end), (4, 7), (7, end), (8, end)] {
             let bit = number * entry_bits as usize;
             for (place, value) in (0..entry_bits as usize).map(|place| (place, next >> place & 1)) {
-                disk[512 + (bit + place) / 8] |= (value as u8) << ((bit + place) % 8);
+                disk[512 + (bit + place) / 8] |= u8::try_from(value).unwrap() << ((bit + place) % 8);
             }
         }
         disk

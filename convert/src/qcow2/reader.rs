@@ -102,7 +102,7 @@ impl<S: ReadAt> Reader<S> {
     /// Refuses tables and clusters that are used twice.
     fn check_usage(&self) -> Result<(), Error> {
         let count = self.virtual_size.div_ceil(self.l2_span.get());
-        for mut usage in Usage::passes(self.geometry.file_size, self.geometry.cluster_size) {
+        for mut usage in Usage::passes(self.geometry.file_size, self.geometry.cluster_size)? {
             let mut index: u64 = 0;
             while index < count {
                 let Some(table) = self.l2_table(index)? else {

@@ -7,11 +7,15 @@
 
 use std::num::NonZeroU64;
 
-use crate::Error;
 use crate::blocks::Bitmap;
+use crate::{Error, safety};
 
 /// How many clusters of the file a pass minds: twice 16 MiB of bits, for 8 TiB of a file with clusters of 64 KiB.
 const WINDOW_CLUSTERS: u64 = 1 << 27;
+
+/// How many clusters a file may have, so that passes are few: 16. With clusters of 64 KiB that is 128 TiB; with the smallest,
+/// 1 TiB, where the largest disk has 128 GiB.
+const CLUSTER_COUNT_MAX: u64 = 16 * WINDOW_CLUSTERS;
 
 /// What a cluster is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +36,12 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// A window for each pass over the tables of a file.
-    pub(super) fn passes(file_size: u64, cluster_size: NonZeroU64) -> impl Iterator<Item = Self> {
+    /// A window for each pass over the tables of a file, unless it has too many clusters.
+    pub(super) fn passes(file_size: u64, cluster_size: NonZeroU64) -> Result<impl Iterator<Item = Self>, Error> {
         let clusters = file_size.div_ceil(cluster_size.get());
+        safety::at_most("number of clusters in the file", clusters, CLUSTER_COUNT_MAX)?;
         let step = usize::try_from(WINDOW_CLUSTERS).unwrap_or(usize::MAX);
-        (0..clusters).step_by(step).map(move |first| {
+        Ok((0..clusters).step_by(step).map(move |first| {
             let last = clusters.saturating_sub(first).min(WINDOW_CLUSTERS).saturating_sub(1);
             Self {
                 first,
@@ -44,7 +49,7 @@ impl Usage {
                 taken: Bitmap::new(last),
                 compressed: Bitmap::new(last),
             }
-        })
+        }))
     }
 
     /// Notes that what is at `offset` of the file is used. What is outside of the window is left to another pass.
@@ -99,7 +104,7 @@ mod tests {
                 Some("the compressed cluster at 65600 is used twice"),
             ),
         ] {
-            let mut usage = Usage::passes(200_000, size).next().unwrap();
+            let mut usage = Usage::passes(200_000, size).unwrap().next().unwrap();
             let noted = uses
                 .iter()
                 .try_for_each(|(usage_of, offset)| usage.note(*usage_of, *offset));
@@ -111,7 +116,7 @@ mod tests {
     fn large_files_take_several_passes() {
         let size = NonZeroU64::new(512).unwrap();
         let window = WINDOW_CLUSTERS * 512;
-        let mut passes: Vec<Usage> = Usage::passes(window + 1, size).collect();
+        let mut passes: Vec<Usage> = Usage::passes(window + 1, size).unwrap().collect();
         assert_eq!(passes.len(), 2);
         for offset in [window - 512, window] {
             let twice = passes.iter_mut().filter_map(|pass| {
@@ -120,5 +125,8 @@ mod tests {
             });
             assert_eq!(twice.count(), 1, "{offset}");
         }
+        assert!(Usage::passes(16 * window, size).is_ok());
+        let error = Usage::passes(16 * window + 1, size).err().unwrap();
+        assert_eq!(error.kind(), crate::ErrorKind::TooLarge);
     }
 }

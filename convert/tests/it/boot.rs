@@ -18,7 +18,7 @@ use crate::support::{Bench, bootstrap, qemu_format, tools};
 /// What a machine says once it runs the kernel that it has read from the disk.
 const GREETING: &[u8] = b"Open Source Network Boot Firmware";
 /// How long it may take: seconds, but a busy machine may take its time.
-const TIME_MAX: Duration = Duration::from_secs(240);
+const TIME_MAX: Duration = Duration::from_mins(4);
 /// The formats that the disk goes through, one made from the other.
 const CHAIN: [&str; 5] = ["raw", "qcow2", "vmdk", "vhdx", "raw"];
 
