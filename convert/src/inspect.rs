@@ -116,6 +116,11 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
         warnings: Vec::new(),
         refusal: None,
     };
+    if format.is_envelope() {
+        let warning = "what is in the envelope is seen once it is taken out, as a conversion does";
+        inspection.warnings.push(warning.to_owned());
+        return Ok(inspection);
+    }
     let looks = [look_at_header, look_inside];
     for look in looks {
         match look(source, &mut inspection) {

@@ -129,9 +129,9 @@ pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + '
         format @ (Format::Qcow | Format::Qed | Format::Ploop) => {
             Err(Error::unsupported("images of this format are recognised but cannot be read").with_format(format))
         }
-        format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => Err(
-            Error::unsupported("envelopes of this format are recognised but cannot be unpacked").with_format(format),
-        ),
+        format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => {
+            Err(Error::unsupported("an envelope, whose content has to be taken out first").with_format(format))
+        }
     }
 }
 

@@ -397,6 +397,10 @@ impl ContentBuilder {
                 "content refers to an object that was not named as its source",
             ));
         }
+        self.push_pieces(source, offset, len).await
+    }
+
+    async fn push_pieces(&mut self, source: &mut crate::ObjectReader, offset: u64, len: u64) -> Result<()> {
         let mut done = 0;
         while done < len {
             let Some(piece) = source.piece_at(offset.saturating_add(done), len - done).await? else {
@@ -422,6 +426,21 @@ impl ContentBuilder {
     ///
     /// [`ErrorKind::InvalidArgument`] if the content is for another layout; [`ErrorKind::Io`] if the disk fails.
     pub async fn push_content(&mut self, content: Content) -> Result<()> {
+        let layout = self.adopt(content)?;
+        let mut cursor = LayoutCursor::new(Arc::clone(&self.staging.core.blobs), Arc::new(layout));
+        while let Some(piece) = cursor.next(u64::MAX).await? {
+            self.push_piece(piece).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over all that `content` holds, which was built for the same layout before, and gives its layout: ranges of a
+    /// reader of it may be added from then on. What is never added stays on the disk as long as this content.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if the content is for another layout.
+    pub fn adopt(&mut self, content: Content) -> Result<Layout> {
         let Content { layout, mut staging } = content;
         if staging.owner != self.staging.owner {
             return Err(Error::new(
@@ -432,11 +451,16 @@ impl ContentBuilder {
         self.staging.blobs.append(&mut staging.blobs);
         self.staging.borrows.append(&mut staging.borrows);
         self.staging.pins.append(&mut staging.pins);
-        let mut cursor = LayoutCursor::new(Arc::clone(&self.staging.core.blobs), Arc::new(layout));
-        while let Some(piece) = cursor.next(u64::MAX).await? {
-            self.push_piece(piece).await?;
-        }
-        Ok(())
+        Ok(layout)
+    }
+
+    /// Adds `len` bytes from `offset` on of content that was taken over, by reference.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidArgument`] if the content ends before; [`ErrorKind::Io`] if the disk fails.
+    pub async fn push_adopted(&mut self, source: &mut crate::ObjectReader, offset: u64, len: u64) -> Result<()> {
+        self.push_pieces(source, offset, len).await
     }
 
     /// The content of the whole of `source`, by reference and whatever its length: with nothing added, the layout itself

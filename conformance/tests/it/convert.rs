@@ -177,6 +177,88 @@ async fn compressed_formats_are_made_and_stand_by_themselves() -> Result<()> {
     images.server.await_no_blobs()
 }
 
+/// Makes an envelope by the tool that everybody has.
+fn wrap(images: &Images, program: &str, arguments: &[&str], to: &str) -> Result<()> {
+    let out = std::fs::File::create(images.path(to))?;
+    let mut command = std::process::Command::new(program);
+    let status = command
+        .args(arguments)
+        .current_dir(images.path(""))
+        .stdout(out)
+        .status()?;
+    ensure!(status.success(), "{program} {arguments:?}: {status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn images_are_taken_out_of_their_envelopes() -> Result<()> {
+    let images = Images::start().await?;
+    let raw = images.sparse_image("disk.img", 48 * MIB)?;
+    let qcow2 = images.path("disk.qcow2");
+    qemu_img_convert(&raw, &qcow2, &["-c", "-O", "qcow2"])?;
+    wrap(&images, "gzip", &["-1", "-c", "disk.img"], "gz.img.gz")?;
+    wrap(&images, "xz", &["-0", "-c", "disk.qcow2"], "xz.qcow2.xz")?;
+    wrap(&images, "tar", &["-cf", "-", "disk.img"], "tar.tar")?;
+    wrap(&images, "tar", &["-czf", "-", "disk.qcow2"], "targz.tar.gz")?;
+    let names = ["gz.img.gz", "xz.qcow2.xz", "tar.tar", "targz.tar.gz"];
+    for name in names {
+        images.put_file(&images.path(name), name).await?;
+        images.tag(name, &[("convert-to", "qcow2 vmdk:stream")]).await?;
+        images.await_done(name).await?;
+        let stem = name.split('.').next().unwrap_or_default();
+        for (key, format) in [
+            (format!("{stem}.qcow2"), "qcow2"),
+            (format!("{stem}.stream.vmdk"), "vmdk"),
+        ] {
+            let made = images.get_file(&key, &key).await?;
+            qemu_img_check(&made, format).context(key.clone())?;
+            qemu_img_compare((&raw, "raw"), (&made, format)).context(key)?;
+        }
+        ensure!(images.metadata(name, "image-warning").await?.is_none(), "{name}");
+    }
+    // Nothing of an envelope whose checksum is wrong becomes an image.
+    let mut broken = std::fs::read(images.path("gz.img.gz"))?;
+    let middle = broken.len() / 2;
+    broken[middle] ^= 0x10;
+    images.bench.put("broken.img.gz", &broken).await?;
+    images.tag("broken.img.gz", &[("convert-to", "qcow2")]).await?;
+    let reason = images.await_failure("broken.img.gz").await?;
+    ensure!(reason.contains("gzip: corrupt"), "{reason}");
+    images.bench.clear().await?;
+    images.server.await_no_blobs()
+}
+
+#[tokio::test]
+async fn clouds_get_what_they_take_and_an_ova_comes_back() -> Result<()> {
+    let images = Images::start().await?;
+    let raw = images.sparse_image("disk.img", 48 * MIB + 512)?;
+    images.put_file(&raw, "disk.img").await?;
+    images
+        .tag(
+            "disk.img",
+            &[("convert-to", "profile=azure profile=vsphere profile=hyperv ova")],
+        )
+        .await?;
+    images.await_done("disk.img").await?;
+    let azure = images.get_file("disk.azure.vhd", "disk.azure.vhd").await?;
+    let size = std::fs::metadata(&azure)?.len();
+    ensure!(
+        size == 49 * MIB + 512,
+        "a fixed VHD of whole mebibytes and a footer has {size} bytes"
+    );
+    qemu_img_compare((&raw, "raw"), (&azure, "vpc"))?;
+    let vhdx = images.get_file("disk.hyperv.vhdx", "disk.hyperv.vhdx").await?;
+    qemu_img_compare((&raw, "raw"), (&vhdx, "vhdx"))?;
+
+    let ova = images.get_file("disk.vsphere.ova", "back.ova").await?;
+    images.put_file(&ova, "back.ova").await?;
+    images.tag("back.ova", &[("convert-to", "qcow2")]).await?;
+    images.await_done("back.ova").await?;
+    let back = images.get_file("back.qcow2", "back.qcow2").await?;
+    qemu_img_check(&back, "qcow2")?;
+    qemu_img_compare((&raw, "raw"), (&back, "qcow2"))
+}
+
 /// The raw image beside `NAME.qcow2`: its extension is the server's to choose.
 async fn derived_key(images: &Images, name: &str) -> Result<String> {
     let list = images

@@ -150,7 +150,7 @@ impl Read for Sequential {
         let left = self.source.size().saturating_sub(self.at);
         let len = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
         let buf = buf.get_mut(..len).unwrap_or_default();
-        self.source.read_exact_at(buf, self.at)?;
+        crate::safety::read_into(&*self.source, buf, self.at).map_err(std::io::Error::other)?;
         self.at = self.at.saturating_add(len as u64);
         Ok(len)
     }

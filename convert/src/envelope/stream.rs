@@ -66,13 +66,22 @@ struct Bounded {
 
 impl Read for Bounded {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        // What the decoder says, in the words of this crate: which kind of damage it is, only the decoder knows.
         let read = self.inner.read(buf).map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => error,
-            kind => io::Error::new(
-                kind,
-                Error::io("the compressed bytes cannot be decoded", error).with_format(self.format),
-            ),
+            // The source failed, and says so itself.
+            _ if error
+                .get_ref()
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>) =>
+            {
+                error
+            }
+            _ => {
+                let reason = format!("the compressed bytes cannot be decoded: {error}");
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    Error::corrupt(reason).with_format(self.format),
+                )
+            }
         })?;
         let Some(left) = self.left.checked_sub(read as u64) else {
             let reason = format!("it expands to more than {} bytes", self.most);

@@ -134,8 +134,8 @@ fn disks_are_looked_at_in_every_format() -> Result<()> {
     let mut names = vec!["disk.raw".to_owned(), "disk.qcow2".to_owned(), "disk.vmdk".to_owned()];
     for target in Target::ALL {
         let name = format!("made.{}", target.extension());
-        bench.convert("disk.raw", &name, target)?;
-        names.push(name);
+        bench.make("disk.raw", &name, target)?;
+        names.push(bench.unwrapped(&name, target)?);
     }
     let expected = disk(&bench, "disk.raw")?;
     ensure!(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crc_fast::{CrcAlgorithm, checksum};
-use lithos_convert::{Error, ReadAt, Target, inspect, open, plan};
+use lithos_convert::{Content, Error, ReadAt, Slice, Target, inspect, open, plan, unwrap};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{Sparse, build, carry_out, noise};
@@ -1624,44 +1624,58 @@ const ALL: &[Evil] = &[
         Base::Raw,
         "the file is not gzip",
         |b| only(b, 0, b"\x1f\x8b\x08"),
-        "gzip: not supported",
+        "gzip: corrupt: the compressed bytes cannot be decoded",
     ),
     evil(
         Base::Raw,
         "the file is not xz",
         |b| only(b, 0, b"\xfd7zXZ\0"),
-        "xz: not supported",
+        "xz: corrupt: the compressed bytes cannot be decoded",
     ),
     evil(
         Base::Raw,
         "the file is not zstd",
         |b| only(b, 0, b"\x28\xb5\x2f\xfd"),
-        "zstd: not supported",
+        "zstd: corrupt: the compressed bytes cannot be decoded",
     ),
     evil(
         Base::Raw,
         "the file is not bzip2",
         |b| only(b, 0, b"BZh91AY&SY"),
-        "bzip2: not supported",
+        "bzip2: corrupt: the compressed bytes cannot be decoded",
     ),
     evil(
         Base::Raw,
         "the file is not zip",
         |b| only(b, 0, b"PK\x03\x04"),
-        "zip: not supported",
+        "zip: corrupt: a ZIP archive",
     ),
     evil(
         Base::Raw,
         "the file is not tar",
         |b| only(b, 257, b"ustar"),
-        "tar: not supported",
+        "tar: corrupt at byte 0: the checksum of a tar header is wrong",
     ),
 ];
 
-/// Goes all the way to the bytes of a target.
+/// Most bytes that an envelope may become.
+const EXPANDED_LEN_MAX: u64 = 16 << 20;
+
+/// Goes all the way to the bytes of a target, through an envelope if there is one.
 fn convert(source: &Arc<dyn ReadAt>) -> Result<()> {
-    let plan = plan(open(Arc::clone(source))?.into(), &Target::QCOW2)?;
-    carry_out(&plan, &**source, |_, _| Ok(()))
+    let source = match unwrap(source, EXPANDED_LEN_MAX)? {
+        None => Arc::clone(source),
+        Some(Content::Part(part)) => Arc::new(Slice::new(Arc::clone(source), part.offset, part.len)),
+        Some(Content::Stream(mut stream)) => {
+            let mut bytes = Vec::new();
+            stream
+                .read_to_end(&mut bytes)
+                .map_err(|error| error.downcast::<Error>().expect("an error of the envelope"))?;
+            Arc::new(bytes)
+        }
+    };
+    let plan = plan(open(Arc::clone(&source))?.into(), &Target::QCOW2)?;
+    carry_out(&plan, &*source, |_, _| Ok(()))
 }
 
 /// Why an image is refused, and how long that takes.
@@ -1672,11 +1686,12 @@ fn refuse(image: Vec<u8>) -> Result<(String, Duration)> {
     let converted = convert(&source);
     let taken = start.elapsed();
     let error = converted.err().context("it was converted")?.downcast::<Error>()?;
-    // What is in a compressed cluster shows only when it is decoded.
+    // What is in a compressed cluster or an envelope shows only when it is decoded.
     if let Some(refusal) = inspection.refusal {
         ensure!(refusal.reason == error.to_string(), "{} or {error}", refusal.reason);
     } else {
-        ensure!(error.reason().contains("cluster"), "inspected, but: {error}");
+        let is_late = error.reason().contains("cluster") || inspection.format.is_envelope();
+        ensure!(is_late, "inspected, but: {error}");
     }
     Ok((error.to_string(), taken))
 }

@@ -63,7 +63,8 @@ fn dissect_reads_all_that_we_make() -> Result<()> {
     let expected = python(&["-c", DIGEST, &path("disk.raw")?])?;
     for target in Target::ALL.into_iter().filter(|target| target.format() != Format::Raw) {
         let name = format!("disk.{}", target.extension());
-        bench.convert("disk.raw", &name, target)?;
+        bench.make("disk.raw", &name, target)?;
+        let name = bench.unwrapped(&name, target)?;
         let read = python(&["-c", READ, target.format().name(), &path(&name)?]).with_context(|| target.to_string())?;
         ensure!(read == expected, "{target}: {read} instead of {expected}");
     }

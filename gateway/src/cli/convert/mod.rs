@@ -9,6 +9,7 @@ mod encode;
 mod output;
 mod plan;
 mod source;
+mod unwrapped;
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
@@ -40,6 +41,7 @@ Examples:
   lithos convert debian.qcow2 debian.vmdk --to vmdk:stream     for an OVA, or an upload to vSphere
   lithos convert debian.qcow2 - --to raw:gz | ssh host 'gunzip > /dev/vdb'
   curl -sf $URL | lithos convert - debian.qcow2 --to qcow2:zlib
+  lithos convert appliance.ova debian.vhd --to profile=azure   out of an archive, rounded up to what the cloud takes
   lithos convert debian.vhdx debian.img --to raw --json | jq .virtual_size
 
 Exit codes:
@@ -50,7 +52,8 @@ Exit codes:
 
 /// Convert a disk image into another format
 ///
-/// The format of INPUT is found out by its content. Parts that are all zeros take no space in OUTPUT. Internal snapshots are
+/// The format of INPUT is found out by its content. An image in an envelope (gz, xz, zst, bz2, zip, tar, OVA) is taken out of it,
+/// to a file without a name beside OUTPUT where that has to be. Parts that are all zeros take no space in OUTPUT. Internal snapshots are
 /// left behind; an image that needs a backing file is refused. OUTPUT has its name only when it is whole.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, after_help = "Examples and exit codes: --help")]
@@ -62,8 +65,9 @@ pub(crate) struct Args {
     /// The file to write, or - for standard output: for raw, raw:gz, raw:zst and vmdk:stream
     output: PathBuf,
 
-    /// The format to make: raw, raw:gz, raw:zst, qcow2, qcow2:v2, qcow2:zlib, qcow2:zlib-4k, qcow2:zstd, vmdk, vmdk:stream, vhd,
-    /// vhd:fixed, vhdx, vhdx:fixed, vdi or vdi:fixed
+    /// The format to make: raw, raw:gz, raw:zst, raw:tar.gz, qcow2, qcow2:v2, qcow2:zlib, qcow2:zlib-4k, qcow2:zstd, vmdk,
+    /// vmdk:stream, ova, vhd, vhd:fixed, vhdx, vhdx:fixed, vdi or vdi:fixed; or what a cloud takes: profile=aws, azure, gcp,
+    /// vsphere, openstack-ceph, hyperv, virtualbox, proxmox or kubevirt
     #[arg(long, value_name = "FORMAT")]
     to: Target,
 
@@ -236,8 +240,10 @@ fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
     } else {
         FileSource::open(&args.input)?
     };
-    let source = Arc::new(source);
-    from_file(args, is_pipe, &source).with_context(|| format!("cannot convert {}", args.input.display()))
+    let cannot = || format!("cannot convert {}", args.input.display());
+    let folder = args.output.parent().filter(|_| !is_pipe);
+    let source = Arc::new(unwrapped::image_of(source, folder).with_context(cannot)?);
+    from_file(args, is_pipe, &source).with_context(cannot)
 }
 
 /// Refuses before any work what would be refused at the end.
@@ -286,7 +292,9 @@ fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>) -> anyhow::Re
         let progress = progress_bar(plan.size());
         match &mut out {
             Output::File(partial) => {
-                let shared = from == Format::Raw && args.to == Target::RAW && share(source.file(), &partial.file);
+                let is_whole = source.start() == 0 && source.file().metadata()?.len() == source.size();
+                let is_same = from == Format::Raw && args.to == Target::RAW && is_whole;
+                let shared = is_same && share(source.file(), &partial.file);
                 if !shared {
                     plan::to_file(&plan, source, &partial.file, &progress)?;
                 }
@@ -327,7 +335,7 @@ fn from_pipe(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
         return Err(NeedsFile(reason).into());
     }
     let is_raw = args.to == Target::RAW;
-    if !is_raw && (!args.to.is_encoded() || args.to == Target::VMDK_STREAM) {
+    if !is_raw && (!args.to.is_encoded() || encode_pipe(&args.to).is_err()) {
         let reason = format!(
             "{} begins with what a pipe does not tell: INPUT needs to be a file",
             args.to

@@ -178,7 +178,9 @@ impl Writer<'_> {
         match segment {
             Segment::Bytes(bytes) => self.out.write_all_at(bytes, offset)?,
             Segment::Zeros { .. } => {}
-            Segment::Copy { source_offset, len } => self.copier.copy(*source_offset, offset, *len)?,
+            Segment::Copy { source_offset, len } => {
+                self.copier.copy(self.source.start() + source_offset, offset, *len)?;
+            }
             Segment::Decode { .. } => {
                 let part = self.clusters.decode(self.source, segment)?;
                 for (index, chunk) in part.chunks(HOLE_LEN).enumerate() {

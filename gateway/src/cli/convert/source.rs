@@ -16,6 +16,8 @@ use rustix::io::Errno;
 #[derive(Debug)]
 pub(crate) struct FileSource {
     file: File,
+    /// Where in the file the image starts: behind what an archive has before it.
+    start: u64,
     size: u64,
     /// The run that was found last: most questions are about neighbours.
     last: Mutex<(Range<u64>, RunKind)>,
@@ -37,21 +39,39 @@ impl FileSource {
         let size = file.seek(SeekFrom::End(0))?;
         Ok(Self {
             file,
+            start: 0,
             size,
             last: Mutex::new((0..0, RunKind::Data)),
         })
     }
 
+    /// A stretch of this image, as an image of its own.
+    pub(super) fn part(&self, offset: u64, len: u64) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            start: self.start + offset,
+            size: len,
+            last: Mutex::new((0..0, RunKind::Data)),
+        })
+    }
+
+    /// The file, of which the image is the part that begins at [`start`](Self::start).
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
     fn find_run(&self, offset: u64) -> io::Result<(Range<u64>, RunKind)> {
-        match seek(&self.file, SeekTo::Data(offset)) {
-            Ok(data) if data > offset => Ok((offset..data.min(self.size), RunKind::Zero)),
+        let in_file = offset + self.start;
+        let here = |place: u64| place.saturating_sub(self.start).min(self.size);
+        match seek(&self.file, SeekTo::Data(in_file)) {
+            Ok(data) if data > in_file => Ok((offset..here(data), RunKind::Zero)),
             Ok(_) => {
-                let hole = seek(&self.file, SeekTo::Hole(offset))?;
-                Ok((offset..hole.min(self.size), RunKind::Data))
+                let hole = seek(&self.file, SeekTo::Hole(in_file))?;
+                Ok((offset..here(hole), RunKind::Data))
             }
             Err(Errno::NXIO) => Ok((offset..self.size, RunKind::Zero)),
             // Where holes are not known, all is data.
@@ -67,7 +87,10 @@ impl ReadAt for FileSource {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.file.read_exact_at(buf, self.start + offset)
     }
 
     fn run_at(&self, offset: u64) -> io::Result<Run> {

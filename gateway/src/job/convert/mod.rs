@@ -1,8 +1,10 @@
 //! Makes another format of an object: a new layout over the same blobs.
 //!
 //! Headers and tables are made anew; guest data is referred to where it lies; compressed clusters are decoded into new
-//! bytes, and so is all of a target that is compressed itself. The planner reads tables through the object, on a thread that
+//! bytes, and so is all of a target that is compressed itself. An image in an envelope is taken out of it first. The planner reads tables through the object, on a thread that
 //! may block; half of the cores decode and encode.
+
+mod unwrapped;
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lithos_convert::{Decoder, Encoding, Job, Plan, Segment, Target};
+use lithos_convert::{Decoder, Encoding, Job, Plan, Segment, Slice, Target};
 use lithos_storage::{
     BucketName, Content, ContentBuilder, ContentHeaders, ErrorKind, LayoutId, NewObject, ObjectKey, ObjectReader,
     ObjectRecord, OpenObject, Tags, WriteCondition,
@@ -18,9 +20,10 @@ use lithos_storage::{
 use md5::{Digest, Md5};
 use tokio::runtime::Handle;
 
+use self::unwrapped::Image;
 use super::{JobContext, JobError};
 use crate::{
-    image::{annotate, read_at::ObjectImage, wishes},
+    image::{annotate, wishes},
     workers::{half_of_the_cores, in_order},
 };
 
@@ -82,11 +85,13 @@ pub(super) async fn run(
 fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
     let extension = target.extension();
     let name_start = key.as_str().rfind('/').map_or(0, |slash| slash + 1);
-    let stem_end = match key.as_str().rfind('.') {
-        Some(dot) if dot > name_start => dot,
-        _ => key.as_str().len(),
+    let stem = match without_extension(key.as_str(), name_start) {
+        (stem, Some(envelope)) if ENVELOPES.contains(&envelope) => match without_extension(stem, name_start) {
+            (inner, Some(image)) if IMAGES.contains(&image) => inner,
+            _ => stem,
+        },
+        (stem, _) => stem,
     };
-    let stem = key.as_str().get(..stem_end).unwrap_or_default();
     let derived = format!("{stem}.{extension}");
     if derived == key.as_str() {
         return Err(JobError::Failed(format!(
@@ -94,6 +99,19 @@ fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
         )));
     }
     Ok(derived.parse()?)
+}
+
+/// Extensions of envelopes, behind which the one of the image may stand: `debian.raw.xz` becomes `debian.qcow2`.
+const ENVELOPES: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
+/// Extensions that stand before those.
+const IMAGES: [&str; 10] = ["img", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "iso", "tar", "ova"];
+
+/// The name without its extension, and the extension, if there is one behind `name_start`.
+fn without_extension(name: &str, name_start: usize) -> (&str, Option<&str>) {
+    match name.rsplit_once('.') {
+        Some((stem, extension)) if stem.len() > name_start => (stem, Some(extension)),
+        _ => (name, None),
+    }
 }
 
 fn derived_annotations(known: &BTreeMap<String, String>, key: &ObjectKey, target: Target) -> BTreeMap<String, String> {
@@ -144,22 +162,39 @@ async fn convert(
     version: LayoutId,
     target: Target,
 ) -> Result<(Content, String), JobError> {
-    // What is encoded refers to nothing of the source.
-    let refers_to = (!target.is_encoded()).then_some(source);
-    let builder = context.app.store.content_builder(refers_to).await?;
-    let image = ObjectImage::new(source.reader());
-    let per_worker = || (source.reader(), ObjectImage::new(source.reader()));
+    let image = Image::of(context, source).await?;
+    context.stage("planning", None);
+    let store = &context.app.store;
+    let (bytes, start) = (image.bytes(store, source), image.start);
+    let reader = || image.reader(store, source);
+    let per_worker = || (reader(), image.bytes(store, source));
+    let workers = (0..half_of_the_cores().get()).map(|_| per_worker()).collect();
+    let (reader, is_unpacked) = (reader(), image.unpacked.is_some());
+    let (builder, unpacked) = match image.unpacked {
+        // What is encoded refers to nothing of the source, but reads it.
+        unpacked if target.is_encoded() => (store.content_builder(None).await?, unpacked),
+        Some(unpacked) => {
+            let mut builder = store.content_builder_for(unpacked.layout_id(), None).await?;
+            builder.adopt(unpacked)?;
+            (builder, None)
+        }
+        None => (store.content_builder(Some(source)).await?, None),
+    };
     let work = Work {
         context: Arc::clone(context),
         runtime: Handle::current(),
-        reader: source.reader(),
-        workers: Mutex::new((0..half_of_the_cores().get()).map(|_| per_worker()).collect()),
+        reader,
+        start,
+        is_unpacked,
+        workers: Mutex::new(workers),
         builder,
         etag: Md5::new(),
     };
     let source_etag = source.record.etag.clone();
     let converted = tokio::task::spawn_blocking(move || {
-        let image = lithos_convert::open(Arc::new(image)).map_err(image_error)?.into();
+        // Until the end: it is read meanwhile.
+        let _unpacked = unpacked;
+        let image = lithos_convert::open(Arc::new(bytes)).map_err(image_error)?.into();
         // Each version of each object has derivatives with identifiers of their own, and the same ones each time.
         let seed = version.to_string().into_bytes();
         if target.is_encoded() {
@@ -190,9 +225,14 @@ fn image_error(error: lithos_convert::Error) -> JobError {
 struct Work {
     context: Arc<JobContext>,
     runtime: Handle,
+    /// Of what the image is in.
     reader: ObjectReader,
-    /// What each worker reads the source with: bytes, and as an image.
-    workers: Mutex<Vec<(ObjectReader, ObjectImage)>>,
+    /// Where the image starts there.
+    start: u64,
+    /// Whether it is in content that was taken over.
+    is_unpacked: bool,
+    /// What each worker reads with: what the image is in, and the image.
+    workers: Mutex<Vec<(ObjectReader, Slice)>>,
     builder: ContentBuilder,
     etag: Md5,
 }
@@ -209,12 +249,12 @@ impl Work {
             go_on(&context)?;
             segment.map_err(image_error)
         });
-        let (runtime, readers) = (self.runtime.clone(), std::mem::take(&mut self.workers));
+        let (runtime, readers, start) = (self.runtime.clone(), std::mem::take(&mut self.workers), self.start);
         let worker = || {
             let (mut reader, _) = take_one(&readers);
             let (runtime, mut decoder) = (&runtime, Decoder::default());
             move |segment: Segment| {
-                let decoded = decode(&segment, runtime, &mut reader, &mut decoder)?;
+                let decoded = decode(&segment, runtime, &mut reader, start, &mut decoder)?;
                 Ok((segment, decoded))
             }
         };
@@ -245,8 +285,14 @@ impl Work {
             Segment::Zeros { len } => self.runtime.block_on(self.builder.push_zeros(len))?,
             Segment::Copy { source_offset, len } => {
                 self.etag.update(source_offset.to_le_bytes());
-                self.runtime
-                    .block_on(self.builder.push_range(&mut self.reader, source_offset, len))?;
+                let offset = self.start + source_offset;
+                self.runtime.block_on(async {
+                    if self.is_unpacked {
+                        self.builder.push_adopted(&mut self.reader, offset, len).await
+                    } else {
+                        self.builder.push_range(&mut self.reader, offset, len).await
+                    }
+                })?;
             }
             Segment::Decode { source_offset, .. } => {
                 self.etag.update(source_offset.to_le_bytes());
@@ -324,6 +370,7 @@ fn decode(
     segment: &Segment,
     runtime: &Handle,
     reader: &mut ObjectReader,
+    start: u64,
     decoder: &mut Decoder,
 ) -> Result<Option<Bytes>, JobError> {
     let Segment::Decode {
@@ -337,7 +384,8 @@ fn decode(
     else {
         return Ok(None);
     };
-    let compressed = runtime.block_on(reader.read(source_offset..source_offset + compressed_len))?;
+    let offset = start + source_offset;
+    let compressed = runtime.block_on(reader.read(offset..offset + compressed_len))?;
     let too_large = |_| JobError::Failed("a compressed cluster does not fit in memory".to_owned());
     let mut decoded = vec![0; usize::try_from(len).map_err(too_large)?];
     decoder.decode(codec, &compressed, &mut decoded).map_err(image_error)?;
@@ -359,6 +407,11 @@ mod tests {
         assert_eq!(derived(".img").unwrap(), ".img.qcow2");
         assert_eq!(derived("a/.img").unwrap(), "a/.img.qcow2");
         assert!(matches!(derived("disk.qcow2"), Err(JobError::Failed(_))));
+        assert_eq!(derived("a/debian.img.xz").unwrap(), "a/debian.qcow2");
+        assert_eq!(derived("a/debian.tar.gz").unwrap(), "a/debian.qcow2");
+        assert_eq!(derived("debian-12.5.xz").unwrap(), "debian-12.5.qcow2");
+        assert_eq!(derived("a/.img.xz").unwrap(), "a/.img.qcow2");
+        assert_eq!(derived("a.img/b.gz").unwrap(), "a.img/b.qcow2");
         let derived = |target: Target| {
             derived_key(&"a/debian.img".parse().unwrap(), target)
                 .unwrap()
