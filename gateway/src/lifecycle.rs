@@ -38,9 +38,15 @@ pub(crate) async fn run(app: SharedApp) -> Result<()> {
         after = Some(last.clone());
         for (name, bucket) in page {
             match carry_out(&app, &name, &bucket).await {
+                Ok(()) => {}
                 // The bucket has gone meanwhile.
                 Err(error) if error.kind() == ErrorKind::NoSuchBucket => {}
-                done => done?,
+                // One bucket in trouble does not hold up the others.
+                Err(error) => tracing::warn!(
+                    bucket = %name,
+                    error = &error as &dyn std::error::Error,
+                    "lifecycle rules could not be carried out; they are tried again"
+                ),
             }
         }
     }

@@ -29,11 +29,13 @@ async fn send(bench: &Bench, request: Request) -> Result<Response> {
 }
 
 async fn set_rules(bench: &Bench, rules: &[&str]) -> Result<()> {
-    let rules: String = rules
-        .iter()
-        .map(|rule| format!("<Rule><Status>Enabled</Status>{rule}</Rule>"))
-        .collect();
-    let body = format!("<LifecycleConfiguration>{rules}</LifecycleConfiguration>");
+    let mut text = String::new();
+    for rule in rules {
+        text.push_str("<Rule><Status>Enabled</Status>");
+        text.push_str(rule);
+        text.push_str("</Rule>");
+    }
+    let body = format!("<LifecycleConfiguration>{text}</LifecycleConfiguration>");
     let answer = send(bench, bench.bucket("PUT").query("lifecycle", "").body(body)).await?;
     answer.expect_status(200)
 }

@@ -20,9 +20,9 @@ use crate::{app::App, error::s3_error};
 
 /// Access keys, and names of users, that are kept in memory: about 2 MiB when full.
 const CACHED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not 0");
-/// Longest name of a user, in characters: IAM API Reference, "CreateUser".
+/// Longest name of a user, in characters: IAM API Reference, "`CreateUser`".
 const NAME_LEN_MAX: usize = 64;
-/// Lengths of an access key, in characters: IAM API Reference, "AccessKey".
+/// Lengths of an access key, in characters: IAM API Reference, "`AccessKey`".
 const ACCESS_KEY_LENS: std::ops::RangeInclusive<usize> = 16..=128;
 /// Lengths of a secret key, in characters. IAM makes them of 40; fewer than 16 could be guessed.
 const SECRET_KEY_LENS: std::ops::RangeInclusive<usize> = 16..=128;
@@ -375,7 +375,7 @@ fn secret_context(access_key: &str) -> String {
     format!("access key {access_key}")
 }
 
-/// Names are those of IAM (IAM API Reference, "CreateUser"), which begin with a letter or digit here: a name is a segment
+/// Names are those of IAM (IAM API Reference, "`CreateUser`"), which begin with a letter or digit here: a name is a segment
 /// of a path in the admin API.
 fn check_name(name: &str) -> Result<()> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);

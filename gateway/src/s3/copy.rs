@@ -68,11 +68,8 @@ pub(super) async fn copy_object(
     let condition = write_condition(&request.headers)?;
     let lock = object_lock::asked(app, &request.headers)?;
     let conditional = condition != WriteCondition::Always;
-    let algorithm = input
-        .checksum_algorithm
-        .as_ref()
-        .map(|name| parse_algorithm(name.as_str()));
-    let algorithm = algorithm.transpose()?;
+    let algorithm = input.checksum_algorithm.as_ref();
+    let algorithm = algorithm.map(|name| parse_algorithm(name.as_str())).transpose()?;
     let mut new = copied(share(app, &source).await?, &source.record, owner);
     new.condition = condition;
     if replace_metadata {

@@ -16,11 +16,11 @@ use crate::{app::App, auth::random_name};
 
 /// Most rules of a bucket (S3 User Guide, "Setting a lifecycle configuration on a bucket").
 const RULES_MAX: usize = 1000;
-/// Longest id of a rule, in characters (S3 API Reference, "LifecycleRule").
+/// Longest id of a rule, in characters (S3 API Reference, "`LifecycleRule`").
 const ID_CHARS_MAX: usize = 255;
 /// Characters of the id of a rule that came without one.
 const ID_CHARS: usize = 26;
-/// Most newer versions that a rule may keep (S3 API Reference, "NoncurrentVersionExpiration").
+/// Most newer versions that a rule may keep (S3 API Reference, "`NoncurrentVersionExpiration`").
 const NEWER_KEPT_MAX: u32 = 100;
 /// Most tags of a filter: more an object cannot have.
 const FILTER_TAGS_MAX: usize = 10;

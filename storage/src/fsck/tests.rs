@@ -104,7 +104,7 @@ impl World {
         self.put("versions", &vec![7; 100_000]).await;
         self.set_versioning(Versioning::Enabled).await;
         self.put("versions", &vec![8; 100_000]).await;
-        self.copy("blob", "versions").await;
+        self.put("versions", &vec![6; 100_000]).await;
         self.put("marked", &[9; 10]).await;
         self.delete("marked").await;
         self.set_versioning(Versioning::Suspended).await;

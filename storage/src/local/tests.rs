@@ -10,6 +10,7 @@ use crate::{
     BucketName, ContentHeaders, IngestOptions, NewObject, ObjectKey, WriteCondition,
     clock::{ManualClock, Timestamp},
     fsck::FindingKind,
+    schema::FORMAT_VERSION,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000_000_000);
@@ -282,9 +283,10 @@ async fn broken_backups_are_not_restored() {
         .replace("credentials", "../evil");
     fs::write(path("backup/backup.json"), outside).unwrap();
     assert_eq!(restore(false).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    let format = |version: u64| format!("\"format\": {version}");
     let newer = String::from_utf8(manifest.clone())
         .unwrap()
-        .replace("\"format\": 2", "\"format\": 3");
+        .replace(&format(FORMAT_VERSION), &format(FORMAT_VERSION + 1));
     fs::write(path("backup/backup.json"), newer).unwrap();
     assert_eq!(restore(false).await.unwrap_err().kind(), ErrorKind::Format);
     assert!(!path("restored").exists() && !path("restored.partial").exists());

@@ -259,7 +259,7 @@ async fn rules_are_kept_with_how_far_they_are() {
     };
     store.set_lifecycle(bucket, Some(vec![rule.clone()])).await.unwrap();
     let rules = store.lifecycle(bucket).await.unwrap().unwrap();
-    assert_eq!(rules.rules, [rule.clone()]);
+    assert_eq!(rules.rules, std::slice::from_ref(&rule));
     let record = store.bucket(bucket).await.unwrap();
     assert_eq!(store.lifecycle_of(&record).await.unwrap().as_ref(), Some(&rules));
     let state = LifecycleState {
