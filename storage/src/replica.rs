@@ -45,7 +45,7 @@ use crate::{
     },
     staging::{INTENT_MILLIS, borrow, get},
     store::{Core, Store},
-    version::{Place, Placed, take_row, version_of},
+    version::{Place, take_row, version_of},
 };
 
 /// Bytes that follow those of a blob on its way: their checksum.
@@ -505,7 +505,7 @@ async fn take_back(txn: &mut Txn, bucket: &BucketRecord, key: &ObjectKey, layout
     let Some(placed) = placed.filter(|placed| placed.is_of(bucket.id, key)) else {
         return Ok(Vec::new());
     };
-    let Placed { record, .. } = placed;
+    let record = *placed.record;
     take_row(txn, bucket.id, key, record.version)?;
     charge(txn, bucket, Change::of_object(Some(record.size()), None)).await?;
     Ok(record.jobs)
