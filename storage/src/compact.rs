@@ -61,7 +61,7 @@ pub struct CompactStep {
 
 /// An object version that borrows.
 struct Borrower {
-    record: ObjectRecord,
+    record: Box<ObjectRecord>,
     /// Bytes of the owner's blobs that it refers to.
     needs: u64,
     pin: Arc<LayoutPin>,

@@ -105,13 +105,12 @@ impl<'a> Merge<'a> {
             merge.jump(&keys.after);
             merge.rows_max = SCAN_ROWS_MAX;
         } else if !keys.after.is_empty() {
-            match list.after_version {
-                Some(version) => merge.go_on(&keys.after, version).await?,
-                None => {
-                    let object = Keys::object(bucket, keys.after.as_bytes());
-                    merge.objects.skip_to(successor(&object));
-                    merge.versions.skip_to(Keys::versions_of(bucket, &keys.after).end);
-                }
+            if let Some(version) = list.after_version {
+                merge.go_on(&keys.after, version).await?;
+            } else {
+                let object = Keys::object(bucket, keys.after.as_bytes());
+                merge.objects.skip_to(successor(&object));
+                merge.versions.skip_to(Keys::versions_of(bucket, &keys.after).end);
             }
         }
         Ok(merge)

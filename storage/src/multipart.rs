@@ -331,7 +331,7 @@ impl Store {
             }
             let now = self.now();
             let place = Place::find(&mut txn, now, &bucket, key).await?;
-            check_condition(condition, key, place.current.as_ref())?;
+            check_condition(condition, key, place.current.as_deref())?;
             let mut record = joined.record.clone();
             record.version = place.stamp;
             let jobs = complete(&bucket, &mut record)?;
@@ -361,7 +361,7 @@ impl Store {
         let placed = version_of(&mut txn, id)
             .await?
             .filter(|placed| placed.is_of(bucket.id, key));
-        let record = placed.ok_or(error)?.record;
+        let record = *placed.ok_or(error)?.record;
         Ok(PutOutcome { record, bucket })
     }
 

@@ -209,7 +209,7 @@ impl Store {
             let bucket = require_bucket(&mut txn, bucket).await?;
             check_fence(&mut txn, fence.as_ref()).await?;
             let place = Place::find(&mut txn, now, &bucket, key).await?;
-            check_condition(&condition, key, place.current.as_ref())?;
+            check_condition(&condition, key, place.current.as_deref())?;
             let holder = Holder::version(bucket.id, key, place.stamp);
             content.staging.commit(&mut txn, holder).await?;
             let mut record = draft.clone();
@@ -292,7 +292,7 @@ impl Store {
         let mut txn = self.begin().await?;
         let bucket = require_bucket(&mut txn, bucket).await?;
         let placed = version::require(&mut txn, &bucket, key, version).await?;
-        Ok((bucket, placed.record))
+        Ok((bucket, *placed.record))
     }
 
     /// Deletes the current version of `key`, as [`Store::delete_object_if`] without a condition does. Says whether there
@@ -323,7 +323,7 @@ impl Store {
             let now = self.now();
             let bucket = require_bucket(&mut txn, bucket).await?;
             let place = Place::find(&mut txn, now, &bucket, key).await?;
-            check_delete(condition, key, place.current.as_ref())?;
+            check_delete(condition, key, place.current.as_deref())?;
             let existed = place.current.is_some();
             let marker = version::add_marker(&mut txn, now, &bucket, key, place).await?;
             Ok(Deleted {
@@ -436,7 +436,7 @@ impl Store {
             let bucket = require_bucket(&mut txn, bucket).await?;
             let mut placed = version::require(&mut txn, &bucket, key, version).await?;
             let state = placed.state();
-            let record = &mut placed.record;
+            let record = &mut *placed.record;
             let (layout_id, layout) = (record.layout_id, record.layout.clone());
             let (stamp, lock) = (record.version, record.lock);
             let jobs = change(&bucket, record, state)?;

@@ -46,7 +46,7 @@ use crate::{
     },
     staging::{INTENT_MILLIS, borrow, get},
     store::{Core, Store},
-    version::{Place, Placed, take_row, version_of},
+    version::{Place, take_row, version_of},
 };
 
 /// Bytes that follow those of a blob on its way: their checksum.
@@ -514,7 +514,7 @@ async fn take_back(
     let Some(placed) = placed.filter(|placed| placed.is_of(bucket.id, key)) else {
         return Ok(Vec::new());
     };
-    let Placed { record, .. } = placed;
+    let record = *placed.record;
     lock::check_delete(&record, now, Governance::Holds)?;
     take_row(txn, bucket.id, key, record.version)?;
     charge(txn, bucket, Change::of_object(Some(record.size()), None)).await?;

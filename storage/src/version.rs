@@ -49,7 +49,7 @@ pub enum VersionState {
 #[derive(Debug)]
 pub(crate) struct Place {
     /// The current version.
-    pub(crate) current: Option<ObjectRecord>,
+    pub(crate) current: Option<Box<ObjectRecord>>,
     /// The stamp of the version to be.
     pub(crate) stamp: VersionStamp,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Place {
 impl Place {
     /// Looks at what is there now.
     pub(crate) async fn find(txn: &mut Txn, now: Timestamp, bucket: &BucketRecord, key: &ObjectKey) -> Result<Self> {
-        let current: Option<ObjectRecord> = get(txn, &object_row(bucket.id, key)).await?;
+        let current = read_object(txn, &object_row(bucket.id, key)).await?;
         let newest = match &current {
             Some(current) => Some(current.version.sequence),
             None => latest_row(txn, bucket, key).await?.map(|row| row.stamp().sequence),
@@ -100,9 +100,14 @@ impl Place {
 }
 
 /// Makes what was current noncurrent.
-fn keep(txn: &mut Txn, now: Timestamp, bucket: BucketId, key: &ObjectKey, current: Option<ObjectRecord>) -> Result<()> {
+fn keep(
+    txn: &mut Txn,
+    now: Timestamp,
+    bucket: BucketId,
+    key: &ObjectKey,
+    current: Option<Box<ObjectRecord>>,
+) -> Result<()> {
     let Some(record) = current else { return Ok(()) };
-    let record = Box::new(record);
     put_row(txn, bucket, key, &VersionRow::Object { record, since: now })
 }
 
@@ -167,7 +172,7 @@ pub(crate) async fn add_marker(
 /// An object version, and where it lies.
 #[derive(Debug)]
 pub(crate) struct Placed {
-    pub(crate) record: ObjectRecord,
+    pub(crate) record: Box<ObjectRecord>,
     row: Bytes,
     /// Since when it is noncurrent, if it is.
     since: Option<Timestamp>,
@@ -191,20 +196,15 @@ impl Placed {
 
     /// Writes the record back.
     pub(crate) fn write(self, txn: &mut Txn) -> Result<ObjectRecord> {
-        match self.since {
-            None => {
-                txn.put(self.row, encode(&self.record))?;
-                Ok(self.record)
-            }
-            Some(since) => {
-                let row = VersionRow::Object {
-                    record: Box::new(self.record.clone()),
-                    since,
-                };
-                txn.put(self.row, encode(&row))?;
-                Ok(self.record)
-            }
-        }
+        let value = match self.since {
+            None => encode(&*self.record),
+            Some(since) => encode(&VersionRow::Object {
+                record: self.record.clone(),
+                since,
+            }),
+        };
+        txn.put(self.row, value)?;
+        Ok(*self.record)
     }
 }
 
@@ -232,7 +232,7 @@ pub(crate) async fn find(
     version: Option<VersionId>,
 ) -> Result<Option<Found>> {
     let row = object_row(bucket.id, key);
-    let current: Option<ObjectRecord> = get(txn, &row).await?;
+    let current = read_object(txn, &row).await?;
     if let Some(record) = current.filter(|current| version.is_none_or(|version| current.version.id() == version)) {
         let since = None;
         return Ok(Some(Found::Object(Placed { record, row, since })));
@@ -249,7 +249,7 @@ pub(crate) async fn find(
                 VersionRow::Marker(marker) => Found::Marker(marker),
                 VersionRow::Object { record, since } => Found::Object(Placed {
                     row: Keys::version(bucket.id, key.as_str(), record.version.sequence),
-                    record: *record,
+                    record,
                     since: Some(since),
                 }),
             }),
@@ -381,7 +381,7 @@ pub(crate) async fn version_of(txn: &mut Txn, layout: LayoutId) -> Result<Option
         return Ok(None);
     };
     let row = Keys::object(holder.bucket, holder.key.as_bytes());
-    let current: Option<ObjectRecord> = get(txn, &row).await?;
+    let current = read_object(txn, &row).await?;
     if let Some(record) = current.filter(|current| current.layout_id == layout) {
         let since = None;
         return Ok(Some(Placed { record, row, since }));
@@ -389,12 +389,17 @@ pub(crate) async fn version_of(txn: &mut Txn, layout: LayoutId) -> Result<Option
     let row = Keys::version(holder.bucket, &holder.key, holder.sequence);
     Ok(match get(txn, &row).await? {
         Some(VersionRow::Object { record, since }) if record.layout_id == layout => Some(Placed {
-            record: *record,
+            record,
             row,
             since: Some(since),
         }),
         _ => None,
     })
+}
+
+/// The record of a row of table `O`. Boxed: it is moved from future to future.
+async fn read_object(txn: &mut Txn, row: &[u8]) -> Result<Option<Box<ObjectRecord>>> {
+    Ok(get(txn, row).await?.map(Box::new))
 }
 
 pub(crate) fn object_row(bucket: BucketId, key: &ObjectKey) -> Bytes {

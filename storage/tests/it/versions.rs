@@ -367,16 +367,13 @@ async fn check(world: &World, model: &Model) {
                 .store
                 .open_version(&world.bucket, &key(name), Some(version.id))
                 .await;
-            match &version.content {
-                Some(content) => {
-                    assert_eq!(&read(world, name, Some(version.id)).await.unwrap(), content);
-                    assert_eq!(open.unwrap().record.tags.get("tag"), version.tag.as_ref());
-                }
-                None => {
-                    let error = open.unwrap_err();
-                    assert_eq!(error.kind(), ErrorKind::IsDeleteMarker);
-                    assert_eq!(error.marker().unwrap().version.id(), version.id);
-                }
+            if let Some(content) = &version.content {
+                assert_eq!(&read(world, name, Some(version.id)).await.unwrap(), content);
+                assert_eq!(open.unwrap().record.tags.get("tag"), version.tag.as_ref());
+            } else {
+                let error = open.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::IsDeleteMarker);
+                assert_eq!(error.marker().unwrap().version.id(), version.id);
             }
         }
     }
