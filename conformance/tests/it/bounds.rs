@@ -303,6 +303,56 @@ fn expect_timeout(answer: &str) -> Result<()> {
     Ok(())
 }
 
+/// Sends headers until the server has enough of them; how many bytes it let pass, and what it said.
+async fn flood(target: &Target, line: &str) -> Result<(usize, String)> {
+    /// More than any server reads of a head.
+    const LEN_MAX: usize = 100 << 20;
+    let mut stream = connect(GREEDY, target).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: flood\r\n").await?;
+    let chunk = line.repeat((64 << 10) / line.len() + 1);
+    let mut passed = 0;
+    while passed < LEN_MAX && timeout(PATIENCE, stream.write_all(chunk.as_bytes())).await?.is_ok() {
+        passed += chunk.len();
+    }
+    let mut said = Vec::new();
+    // A reset may take the answer along.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await?;
+    Ok((passed, String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_headers_is_refused_and_not_kept() -> Result<()> {
+    /// What lies in the buffers of two sockets, many times.
+    const PASSED_MAX: usize = 16 << 20;
+    const GROWTH_MAX: u64 = 16 << 20;
+    let (server, bench) = start(&[], None).await?;
+    let before = server.memory("VmHWM")?;
+    for line in [
+        "x-amz-meta-flood: aaaaaaaaaaaaaaaaaaaaaaaa\r\n",
+        "x-long-without-an-end-",
+    ] {
+        for _ in 0..10 {
+            let (passed, said) = flood(&bench.target, line).await?;
+            ensure!(passed < PASSED_MAX, "{passed} bytes of headers passed");
+            ensure!(said.is_empty() || said.starts_with("HTTP/1.1 431 "), "{said}");
+        }
+    }
+    // One that stops right behind the bound hears why.
+    let mut stream = connect(GREEDY, &bench.target).await?;
+    let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
+    let head = format!("GET / HTTP/1.1\r\nhost: flood\r\n{many}\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    let (status, said) = answer(&mut stream).await?;
+    ensure!(status == 431, "{said}");
+    let grown = server.memory("VmHWM")?.saturating_sub(before);
+    println!("20 floods of headers: {} KiB more memory at most", grown >> 10);
+    ensure!(grown < GROWTH_MAX, "it grew by {grown} bytes");
+    let head = Request::new("HEAD", format!("/{}", bench.bucket)).signed(&bench.target)?;
+    let (status, _) = ask(MODEST, &bench.target, &head).await?;
+    ensure!(status == 200, "another client got {status}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_few_descriptors_goes_on() -> Result<()> {
     let (server, bench) = start(&["--client-timeout", "5s"], Some(64)).await?;
