@@ -193,20 +193,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_goes_on_fills_a_shorter_cluster() {
-        for codec in [Codec::Deflate, Codec::Zlib] {
-            let mut out = vec![0; 60_000];
-            decode(codec, &encoded(codec, &cluster()), &mut out).unwrap();
-            assert!(out == cluster()[..60_000], "{codec}");
-        }
-        // One that was cut behind the last byte that is needed, too.
-        let noise: Vec<u8> = (0..65536_u32)
-            .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8)
-            .collect();
-        let compressed = deflate(&noise);
-        let mut out = vec![0; 1000];
-        decode(Codec::Deflate, &compressed[..compressed.len() / 2], &mut out).unwrap();
-        assert!(out == noise[..1000]);
+    fn a_zlib_stream_that_goes_on_fills_a_shorter_cluster() {
+        let mut out = vec![0; 60_000];
+        decode(Codec::Zlib, &encoded(Codec::Zlib, &cluster()), &mut out).unwrap();
+        assert!(out == cluster()[..60_000]);
     }
 
     #[test]

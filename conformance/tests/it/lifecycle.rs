@@ -249,7 +249,7 @@ async fn the_aws_command_sets_rules_and_locks() -> Result<()> {
         &[&["create-bucket"][..], &locked, &["--object-lock-enabled-for-bucket"]].concat(),
     ))?;
     let rules = r#"{"Rules": [{"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""},
-        "Expiration": {"Days": 9}, "NoncurrentVersionExpiration": {"NoncurrentDays": 3}}]}"#;
+        "Expiration": {"Days": 9000}, "NoncurrentVersionExpiration": {"NoncurrentDays": 3}}]}"#;
     let set = ["put-bucket-lifecycle-configuration", "--lifecycle-configuration", rules];
     run(&mut s3api(&[&set[..], &locked].concat()))?;
     let shown = run(&mut s3api(

@@ -56,5 +56,6 @@ families!(
     tagging,
     unsupported,
     users,
+    versioning,
     virtual_host
 );

@@ -114,25 +114,30 @@ async fn downgrade(kv: &Arc<dyn Kv>) {
     txn.commit().await;
 }
 
-/// An array of CBOR without its last field.
-fn without_last(value: &[u8]) -> Vec<u8> {
+/// The first fields of an array of CBOR.
+fn first_fields(value: &[u8], most: u64) -> Vec<u8> {
     let mut decoder = minicbor::Decoder::new(value);
-    let fields = decoder.array().unwrap().unwrap();
+    let fields = decoder.array().unwrap().unwrap().min(most);
     let start = decoder.position();
-    for _ in 1..fields {
+    for _ in 0..fields {
         decoder.skip().unwrap();
     }
     let mut shorter = minicbor::Encoder::new(Vec::new());
-    shorter.array(fields - 1).unwrap();
+    shorter.array(fields).unwrap();
     [shorter.writer(), &value[start..decoder.position()]].concat()
 }
+
+/// Fields that buckets and objects had in format 2.
+const BUCKET_FIELDS: u64 = 7;
+const OBJECT_FIELDS: u64 = 13;
 
 /// Takes away what format 2 did not have.
 async fn downgrade_to_2(kv: &Arc<dyn Kv>) {
     let mut txn = Txn::begin(kv).await.unwrap();
     for (key, value) in rows(kv).await {
         match key.first() {
-            Some(b'B' | b'O') => txn.put(key, without_last(&value)).unwrap(),
+            Some(b'B') => txn.put(key, first_fields(&value, BUCKET_FIELDS)).unwrap(),
+            Some(b'O') => txn.put(key, first_fields(&value, OBJECT_FIELDS)).unwrap(),
             Some(b'L') => {
                 let LayoutRecord {
                     state,
