@@ -21,7 +21,7 @@ pub enum Profile {
     Virtualbox,
     /// Proxmox VE: qcow2.
     Proxmox,
-    /// KubeVirt: qcow2 compressed by Zstandard, as container disks and the containerized data importer take it.
+    /// `KubeVirt`: qcow2 compressed by Zstandard, as container disks and the containerized data importer take it.
     Kubevirt,
 }
 

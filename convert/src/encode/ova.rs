@@ -19,6 +19,8 @@ use crate::plan::sectored;
 use crate::{Error, Image, vmdk};
 
 const BLOCK_LEN: usize = 512;
+/// [`BLOCK_LEN`] as a length of a file.
+const BLOCK_SIZE: u64 = BLOCK_LEN as u64;
 /// Longer than any descriptor that is made here.
 const DESCRIPTOR_LEN: usize = 8 << 10;
 /// Two lines.
@@ -110,10 +112,51 @@ pub(super) fn header(mut header: tar::Header, name: &str, len: u64) -> [u8; BLOC
 
 /// What follows the last file of an archive, of `len` bytes.
 pub(super) fn end(len: u64, body: &mut Vec<u8>) {
-    let used = usize::try_from(len % BLOCK_LEN as u64).expect("less than a block");
-    let padding = (BLOCK_LEN - used) % BLOCK_LEN;
-    body.resize(body.len().saturating_add(padding + 2 * BLOCK_LEN), 0);
+    let padding = len.next_multiple_of(BLOCK_SIZE).saturating_sub(len);
+    let padding = usize::try_from(padding).expect("less than a block");
+    body.resize(body.len().saturating_add(padding).saturating_add(2 * BLOCK_LEN), 0);
 }
+
+/// The hardware of the machine. Values are in alphabetical order of their names, as the schema wants them.
+const ITEMS: [&[(&str, &str)]; 5] = [
+    &[
+        ("ElementName", "1 processor"),
+        ("InstanceID", "1"),
+        ("ResourceType", "3"),
+        ("VirtualQuantity", "1"),
+    ],
+    &[
+        ("AllocationUnits", "byte * 2^20"),
+        ("ElementName", "1024 MiB of memory"),
+        ("InstanceID", "2"),
+        ("ResourceType", "4"),
+        ("VirtualQuantity", "1024"),
+    ],
+    &[
+        ("Address", "0"),
+        ("ElementName", "SCSI controller 0"),
+        ("InstanceID", "3"),
+        ("ResourceSubType", "lsilogic"),
+        ("ResourceType", "6"),
+    ],
+    &[
+        ("AddressOnParent", "0"),
+        ("ElementName", "Disk 1"),
+        ("HostResource", "ovf:/disk/disk1"),
+        ("InstanceID", "4"),
+        ("Parent", "3"),
+        ("ResourceType", "17"),
+    ],
+    &[
+        ("AddressOnParent", "7"),
+        ("AutomaticAllocation", "true"),
+        ("Connection", "VM Network"),
+        ("ElementName", "Ethernet 1"),
+        ("InstanceID", "5"),
+        ("ResourceSubType", "E1000"),
+        ("ResourceType", "10"),
+    ],
+];
 
 /// A machine of one processor and 1 GiB that starts from the disk: whoever deploys it gives it what it needs.
 fn descriptor(len: u64, capacity: u64, uuid: [u8; 16]) -> String {
@@ -151,46 +194,6 @@ fn descriptor(len: u64, capacity: u64, uuid: [u8; 16]) -> String {
       </System>
 "#
     );
-    // Values are in alphabetical order of their names, as the schema wants them.
-    let items: [&[(&str, &str)]; 5] = [
-        &[
-            ("ElementName", "1 processor"),
-            ("InstanceID", "1"),
-            ("ResourceType", "3"),
-            ("VirtualQuantity", "1"),
-        ],
-        &[
-            ("AllocationUnits", "byte * 2^20"),
-            ("ElementName", "1024 MiB of memory"),
-            ("InstanceID", "2"),
-            ("ResourceType", "4"),
-            ("VirtualQuantity", "1024"),
-        ],
-        &[
-            ("Address", "0"),
-            ("ElementName", "SCSI controller 0"),
-            ("InstanceID", "3"),
-            ("ResourceSubType", "lsilogic"),
-            ("ResourceType", "6"),
-        ],
-        &[
-            ("AddressOnParent", "0"),
-            ("ElementName", "Disk 1"),
-            ("HostResource", "ovf:/disk/disk1"),
-            ("InstanceID", "4"),
-            ("Parent", "3"),
-            ("ResourceType", "17"),
-        ],
-        &[
-            ("AddressOnParent", "7"),
-            ("AutomaticAllocation", "true"),
-            ("Connection", "VM Network"),
-            ("ElementName", "Ethernet 1"),
-            ("InstanceID", "5"),
-            ("ResourceSubType", "E1000"),
-            ("ResourceType", "10"),
-        ],
-    ];
     let item = |text: &mut String, item: &[(&str, &str)]| {
         text.push_str("      <Item>\n");
         for (name, value) in item {
@@ -199,7 +202,7 @@ fn descriptor(len: u64, capacity: u64, uuid: [u8; 16]) -> String {
         text.push_str("      </Item>\n");
         Ok(())
     };
-    let written = written.and_then(|()| items.iter().try_for_each(|values| item(&mut text, values)));
+    let written = written.and_then(|()| ITEMS.iter().try_for_each(|values| item(&mut text, values)));
     written.expect("a string takes what is written");
     text.push_str("    </VirtualHardwareSection>\n  </VirtualSystem>\n</Envelope>\n");
     // White space may follow the last element.

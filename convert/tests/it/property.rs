@@ -143,12 +143,14 @@ fn mend_vhdx(bytes: &mut [u8]) {
 /// The image in a tar archive.
 fn part_of(file: Vec<u8>) -> Vec<u8> {
     let file: Arc<dyn ReadAt> = Arc::new(file);
-    let Some(Content::Part(part)) = unwrap(&file, EXPANDED_MAX).unwrap() else {
+    let Some(Content::Part(part)) = unwrap(&file, EXPANDED_MAX).expect("an archive") else {
         panic!("a tar archive is opened in place");
     };
-    part.manifest.check(&*file, |_| true).unwrap();
-    let mut bytes = vec![0; usize::try_from(part.len).unwrap()];
-    file.read_exact_at(&mut bytes, part.offset).unwrap();
+    part.manifest
+        .check(&*file, |_| true)
+        .expect("the digests of the manifest");
+    let mut bytes = vec![0; usize::try_from(part.len).expect("a small image")];
+    file.read_exact_at(&mut bytes, part.offset).expect("a part of the file");
     bytes
 }
 

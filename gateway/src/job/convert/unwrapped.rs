@@ -42,7 +42,7 @@ impl Image {
             let bytes: Arc<dyn ReadAt> = Arc::new(image.bytes(&context.app.store, source));
             let builder = context.app.store.content_builder(None).await?;
             let (context, runtime) = (Arc::clone(context), Handle::current());
-            let opened = tokio::task::spawn_blocking(move || open(&context, &runtime, bytes, builder));
+            let opened = tokio::task::spawn_blocking(move || open(&context, &runtime, &bytes, builder));
             image = match opened
                 .await
                 .map_err(|e| JobError::Failed(format!("unpacking ended in a bug: {e}")))??
@@ -87,15 +87,15 @@ enum Opened {
 fn open(
     context: &JobContext,
     runtime: &Handle,
-    bytes: Arc<dyn ReadAt>,
+    bytes: &Arc<dyn ReadAt>,
     builder: ContentBuilder,
 ) -> Result<Option<Opened>, JobError> {
-    match unwrap(&bytes, EXPANDED_MAX).map_err(image_error)? {
+    match unwrap(bytes, EXPANDED_MAX).map_err(image_error)? {
         None => Ok(None),
         Some(Inside::Part(part)) => {
             context.stage("checking digests", Some(part.manifest.len()));
             let mut done = 0;
-            let checked = part.manifest.check(&*bytes, |len| {
+            let checked = part.manifest.check(&**bytes, |len| {
                 done += len;
                 context.done(done);
                 go_on(context).is_ok()
