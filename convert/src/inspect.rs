@@ -117,6 +117,7 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
         refusal: None,
     };
     if format.is_envelope() {
+        look_at_header(source, &mut inspection)?;
         let warning = "what is in the envelope is seen once it is taken out, as a conversion does";
         inspection.warnings.push(warning.to_owned());
         return Ok(inspection);

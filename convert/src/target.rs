@@ -180,6 +180,14 @@ impl Target {
         )
     }
 
+    /// Whether the file can be written from its first byte to its last, as a pipe asks for.
+    pub const fn is_streamed(&self) -> bool {
+        match self.format {
+            Format::Raw => true,
+            _ => matches!(self.variant, Variant::Stream),
+        }
+    }
+
     /// What stands in the place of the source's file name extension, without the leading dot.
     ///
     /// A variant comes before the format (`fixed.vhd`), so that the variants of a format have names beside each other. What is

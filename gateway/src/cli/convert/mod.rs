@@ -62,7 +62,7 @@ pub(crate) struct Args {
     /// which can become raw, raw:gz, raw:zst and compressed qcow2; a redirected file can be anything.
     input: PathBuf,
 
-    /// The file to write, or - for standard output: for raw, raw:gz, raw:zst and vmdk:stream
+    /// The file to write, or - for standard output: for raw, raw:gz, raw:zst, raw:tar.gz and vmdk:stream
     output: PathBuf,
 
     /// The format to make: raw, raw:gz, raw:zst, raw:tar.gz, qcow2, qcow2:v2, qcow2:zlib, qcow2:zlib-4k, qcow2:zstd, vmdk,
@@ -136,10 +136,7 @@ fn check_usage(args: &Args, is_pipe: bool) -> anyhow::Result<()> {
     if !is_pipe {
         return Ok(());
     }
-    if !matches!(
-        args.to,
-        Target::RAW | Target::RAW_GZ | Target::RAW_ZST | Target::VMDK_STREAM
-    ) {
+    if !args.to.is_streamed() {
         bail!(
             "{} begins with what is known at its end: it needs a file, not standard output",
             args.to
