@@ -237,7 +237,7 @@ async fn a_pass_survives_kills_and_takes_nothing_that_came_later() -> Result<()>
 
 #[tokio::test]
 async fn the_aws_command_sets_rules_and_locks() -> Result<()> {
-    let server = start()?;
+    let server = Server::start()?;
     let home = tempfile::tempdir()?;
     let s3api = |words: &[&str]| {
         let mut command = aws(server.target(), home.path());
