@@ -1,7 +1,8 @@
 //! Compression of single clusters, grains, members and frames.
 //!
-//! Levels are the fastest ones with which a file is no more than 1 % larger than what `qemu-img convert -c` makes of it; a
-//! cluster is too small for the higher ones to find much more.
+//! Levels are the fastest ones; a cluster is too small for the higher ones to find much more. Of a file system with what is in
+//! `/usr`, a qcow2 is 3 % smaller than what `qemu-img convert -c` makes, which has a window of 4 KiB only, and a VMDK 5 % larger
+//! than what it takes seven times as long for. Level 5 makes as small a VMDK, in twice the time.
 
 use flate2::{Compress, FlushCompress, Status};
 use libdeflater::CompressionLvl;
@@ -25,9 +26,9 @@ pub(super) enum Compression {
 }
 
 /// For qcow2, where QEMU compresses with zlib's level 6 and a window of 4 KiB.
-const LEVEL_DEFLATE: i32 = 2;
+const LEVEL_DEFLATE: i32 = 1;
 /// For VMDK, where QEMU compresses with zlib's level 6 and a window of 32 KiB.
-const LEVEL_ZLIB: i32 = 5;
+const LEVEL_ZLIB: i32 = 1;
 /// For gzip, where the tool has level 6.
 const LEVEL_GZIP: i32 = 5;
 /// The one that matches what zlib finds by default; the levels below are those of zlib-ng, and trade size for speed.
