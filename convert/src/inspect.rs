@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::disk::{self, Disk};
+use crate::limits::LookLimits;
 use crate::map::open_any;
 use crate::plan::Totals;
 use crate::qcow2::header::{
@@ -11,7 +12,7 @@ use crate::qcow2::header::{
 use crate::qcow2::preamble::Preamble;
 use crate::safety::{self, Region, quote};
 use crate::signature::HEAD_LEN;
-use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Limits, Probe, ReadAt, Signature, probe};
+use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, ReadAt, Signature, probe};
 
 /// What is known of an image.
 ///
@@ -95,7 +96,7 @@ pub struct Qcow2Details {
 
 /// Finds out what there is to know about an image, however broken it is.
 ///
-/// Walks over the tables once to see what is allocated, and looks at the guest's disk within [`Limits::DEFAULT`].
+/// Walks over the tables once to see what is allocated, and looks at the guest's disk within bounds of its own.
 ///
 /// # Errors
 ///
@@ -148,14 +149,49 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
 /// Those of [`inspect`](inspect()).
 pub fn inspect_declared(source: &dyn ReadAt, declared: &str) -> Result<Inspection, Error> {
     let mut inspection = inspect(source)?;
-    inspection.warnings.extend(mismatch(declared, &inspection));
+    let disagreement = inspection.disagreement(Declared::Name(declared));
+    inspection.warnings.extend(disagreement);
+    if extension(declared).eq_ignore_ascii_case("ami") {
+        let warning = "a machine image (ami) is a file system that boots with a kernel from elsewhere";
+        inspection.warnings.push(warning.to_owned());
+    }
     Ok(inspection)
 }
 
-/// Words for the extensions of file names that mean something, with the formats that may be behind them.
+/// What somebody says an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Declared<'a> {
+    /// A file name, the key of an object, or an extension.
+    Name(&'a str),
+    /// A media type (RFC 6838), as in `Content-Type`.
+    MediaType(&'a str),
+}
+
+impl Declared<'_> {
+    /// Whether it says that something is a disk image or an envelope.
+    pub fn says_something(&self) -> bool {
+        self.look_up().1.is_some()
+    }
+
+    /// The word that decides, in lower case, and the formats that it may stand for.
+    fn look_up(&self) -> (String, Option<&'static [Format]>) {
+        let (table, word) = match self {
+            Self::Name(name) => (EXTENSIONS.as_slice(), extension(name)),
+            Self::MediaType(media_type) => {
+                let word = media_type.split(';').next().unwrap_or(media_type).trim();
+                (MEDIA_TYPES.as_slice(), word)
+            }
+        };
+        let word = word.to_ascii_lowercase();
+        let row = table.iter().find(|(words, _)| words.contains(&word.as_str()));
+        (word, row.map(|(_, formats)| *formats))
+    }
+}
+
+/// The extensions of file names that mean something, with the formats that may be behind them.
 ///
 /// `img` is missing because people call any format so.
-const DECLARATIONS: [(&[&str], &[Format]); 16] = [
+const EXTENSIONS: [(&[&str], &[Format]); 16] = [
     (&["raw", "dd", "iso", "ami"], &[Format::Raw]),
     (&["qcow2"], &[Format::Qcow2]),
     (&["qcow"], &[Format::Qcow, Format::Qcow2]),
@@ -174,31 +210,84 @@ const DECLARATIONS: [(&[&str], &[Format]); 16] = [
     (&["tar", "ova"], &[Format::Tar]),
 ];
 
-fn mismatch(declared: &str, inspection: &Inspection) -> Option<String> {
-    let extension = declared
-        .rsplit(['.', '/'])
-        .next()
-        .unwrap_or(declared)
-        .to_ascii_lowercase();
-    let extension = extension.as_str();
-    let (_, formats) = DECLARATIONS.iter().find(|(words, _)| words.contains(&extension))?;
-    let format = inspection.format;
-    if !formats.contains(&format) {
-        return Some(format!(
-            "the name says {}, the content is {format}",
-            quote(extension.as_bytes())
-        ));
-    }
-    match extension {
-        "iso" if !inspection.contents.contains(&Signature::Iso9660) => {
-            Some("the name says \"iso\", but there is no ISO 9660 file system".to_owned())
+/// The media types that mean something: those that IANA has registered, and what desktops call disks (shared-mime-info).
+///
+/// `application/octet-stream` is missing because it says nothing.
+const MEDIA_TYPES: [(&[&str], &[Format]); 14] = [
+    (
+        &[
+            "application/x-iso9660-image",
+            "application/vnd.efi.iso",
+            "application/x-cd-image",
+            "application/vnd.efi.img",
+            "application/x-raw-disk-image",
+        ],
+        &[Format::Raw],
+    ),
+    (&["application/x-qemu-disk"], &[Format::Qcow2, Format::Qcow]),
+    (&["application/x-qed-disk"], &[Format::Qed]),
+    (
+        &["application/x-vmdk-disk", "application/x-virtualbox-vmdk"],
+        &[Format::Vmdk],
+    ),
+    (
+        &["application/x-vhd-disk", "application/x-virtualbox-vhd"],
+        &[Format::Vhd],
+    ),
+    (
+        &["application/x-vhdx-disk", "application/x-virtualbox-vhdx"],
+        &[Format::Vhdx],
+    ),
+    (
+        &["application/x-vdi-disk", "application/x-virtualbox-vdi"],
+        &[Format::Vdi],
+    ),
+    (&["application/gzip", "application/x-gzip"], &[Format::Gzip]),
+    (
+        &["application/x-xz", "application/x-raw-disk-image-xz-compressed"],
+        &[Format::Xz],
+    ),
+    (&["application/zstd"], &[Format::Zstd]),
+    (&["application/x-bzip2", "application/x-bzip"], &[Format::Bzip2]),
+    (&["application/zip"], &[Format::Zip]),
+    (
+        &["application/x-tar", "application/ovf", "application/x-virtualbox-ova"],
+        &[Format::Tar],
+    ),
+    (&["application/x-compressed-tar"], &[Format::Gzip]),
+];
+
+impl Inspection {
+    /// How the content disagrees with what somebody said that it is, if it does. What is not said to be a disk image or an
+    /// envelope agrees with everything.
+    pub fn disagreement(&self, declared: Declared<'_>) -> Option<String> {
+        let who = match declared {
+            Declared::Name(_) => "name",
+            Declared::MediaType(_) => "media type",
+        };
+        let (word, formats) = declared.look_up();
+        let formats = formats?;
+        let (format, quoted) = (self.format, quote(word.as_bytes()));
+        if !formats.contains(&format) {
+            return Some(format!("the {who} says {quoted}, the content is {format}"));
         }
-        "ova" if inspection.variant.is_none() => {
-            Some("the name says \"ova\", but the archive does not begin with a descriptor".to_owned())
+        match word.as_str() {
+            "iso" | "application/x-iso9660-image" | "application/vnd.efi.iso" | "application/x-cd-image"
+                if !self.contents.contains(&Signature::Iso9660) =>
+            {
+                Some(format!("the {who} says {quoted}, but there is no ISO 9660 file system"))
+            }
+            "ova" | "application/ovf" | "application/x-virtualbox-ova" if self.variant.is_none() => Some(format!(
+                "the {who} says {quoted}, but the archive does not begin with a descriptor"
+            )),
+            _ => None,
         }
-        "ami" => Some("a machine image (ami) is a file system that boots with a kernel from elsewhere".to_owned()),
-        _ => None,
     }
+}
+
+/// What follows the last dot of a name, or all of it.
+fn extension(name: &str) -> &str {
+    name.rsplit(['.', '/']).next().unwrap_or(name)
 }
 
 fn look_at_header(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
@@ -259,7 +348,7 @@ fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), E
             return Ok(());
         }
     }
-    let disk = disk::look_at(source, &*image, Limits::DEFAULT, &mut inspection.warnings)?;
+    let disk = disk::look_at(source, &*image, LookLimits::DEFAULT, &mut inspection.warnings)?;
     inspection.disk = Some(disk);
     Ok(())
 }

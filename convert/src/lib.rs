@@ -18,7 +18,7 @@
 //! | [`probe`](probe()), [`inspect`](inspect()) | what a file is, by its content |
 //! | [`unwrap`](unwrap()) | images in envelopes: compressed streams and archives |
 //! | `disk` | what is on a disk: partitions, file systems, an installed system |
-//! | [`Limits`] | how much of everything is accepted or done |
+//! | [`Limits`] | how much of everything is accepted |
 //! | [`map`](Image) | what a guest reads, and from where |
 //! | [`plan`](plan()) | the segments of a target file |
 //! | [`encode`](encode()) | compressed target files, by parts that may be made at the same time |
@@ -82,13 +82,11 @@ mod vmdk;
 pub use compression::{Codec, Decoder, decode};
 pub use disk::{BootMode, BootReason, Disk, FileSystem, FileSystemKind, Os, Partition, PartitionTable};
 pub use encode::{Assembler, Encoded, Encoder, Encoding, JOB_LEN, Job, Jobs, encode, encode_pipe};
-pub use envelope::{
-    Content, DECODER_MEMORY_MAX, ENTRIES_MAX, EXPANDED_MAX, Manifest, NESTING_MAX, Part, Slice, unwrap,
-};
+pub use envelope::{Content, DECODER_MEMORY_MAX, Manifest, Part, Slice, unwrap};
 pub use error::{Error, ErrorKind};
 pub use format::Format;
 pub use guest::Guest;
-pub use inspect::{Inspection, Qcow2Details, Refusal, inspect, inspect_declared};
+pub use inspect::{Declared, Inspection, Qcow2Details, Refusal, inspect, inspect_declared};
 pub use io::{ReadAt, Run, RunKind};
 pub use limits::Limits;
 pub use map::{Image, Mapping, open};

@@ -1,23 +1,21 @@
 //! How much of everything is accepted or done for one image, in one place.
 
-/// The bounds that hold for every image, whatever it says of itself.
+use crate::{Error, ErrorKind, Image};
+
+/// What is accepted, whatever an image says of itself; whoever opens images may ask for less.
 ///
 /// Bounds on single tables are those of the formats and stand beside their parsers; each is held against the real size of the
 /// file as well. What one compressed byte may become is [`Codec`](crate::Codec)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest disk, in bytes.
+    /// The largest disk, in bytes; never more than [`MAX_VIRTUAL_SIZE`](crate::MAX_VIRTUAL_SIZE).
     pub virtual_size_max: u64,
-    /// How many bytes of a disk are read to see what is on it.
-    pub look_bytes_max: u64,
-    /// How many bytes are decoded, from compressed clusters, for these.
+    /// How many bytes may come out of a compressed envelope.
     pub expanded_bytes_max: u64,
-    /// How many partitions, folder entries, attributes and links in chains are looked at.
-    pub entries_max: u64,
-    /// How deep things lie in each other: links that lead to links, and trees of extents.
-    pub nesting_max: u32,
-    /// How much of a text file is read, in bytes.
-    pub text_bytes_max: u64,
+    /// How deep envelopes may lie in each other.
+    pub nesting_max: usize,
+    /// How many entries an archive may have.
+    pub entries_max: usize,
 }
 
 impl Limits {
@@ -25,23 +23,84 @@ impl Limits {
     ///
     /// - 64 TiB of disk: VHDX, the largest of the common formats, ends there, and tables made for a disk within it stay small
     ///   (an L1 table of 1 MiB).
-    /// - 8 MiB looked at: some hundred pages of 64 KiB, where a disk with ten partitions and Linux on it takes thirty.
-    /// - 64 MiB decoded: each of these pages may be in a cluster of 2 MiB; this takes a fraction of a second.
-    /// - 20,000 entries: `/etc` and `/usr/lib` of a full installation have some thousand.
-    /// - 8 levels: ext4's trees have at most 5, and Linux follows 40 links where one is usual.
-    /// - 64 KiB of text: an `os-release` has less than one.
+    /// - 2 TiB out of an envelope: more than the images that people compress, and some hours of work.
+    /// - 2 envelopes: a `tar.gz`, or an OVA with a compressed disk. What is deeper was made to be.
+    /// - 1,000 entries: an image comes alone or with a few companions.
     pub const DEFAULT: Self = Self {
         virtual_size_max: 64 << 40,
-        look_bytes_max: 8 << 20,
-        expanded_bytes_max: 64 << 20,
-        entries_max: 20_000,
-        nesting_max: 8,
-        text_bytes_max: 64 << 10,
+        expanded_bytes_max: 2 << 40,
+        nesting_max: 2,
+        entries_max: 1000,
     };
+
+    /// Refuses a disk that is too large.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](ErrorKind::TooLarge), with both sizes.
+    pub fn check(&self, image: &dyn Image) -> Result<(), Error> {
+        let (size, max) = (image.virtual_size(), self.virtual_size_max);
+        if size <= max {
+            return Ok(());
+        }
+        let reason = format!("the disk has {size} bytes, and {max} are the most that are accepted here");
+        Err(Error::new(ErrorKind::TooLarge, reason).with_format(image.format()))
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self::DEFAULT
+    }
+}
+
+/// How much is done to see what is on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LookLimits {
+    /// How many bytes of the disk are read.
+    pub(crate) bytes: u64,
+    /// How many bytes are decoded, from compressed clusters, for these.
+    pub(crate) expanded_bytes: u64,
+    /// How many partitions, folder entries, attributes and links in chains are looked at.
+    pub(crate) entries: u64,
+    /// How deep things lie in each other: links that lead to links, and trees of extents.
+    pub(crate) nesting: u32,
+    /// How much of a text file is read, in bytes.
+    pub(crate) text_bytes: u64,
+}
+
+impl LookLimits {
+    /// - 8 MiB looked at: some hundred pages of 64 KiB, where a disk with ten partitions and Linux on it takes thirty.
+    /// - 64 MiB decoded: each of these pages may be in a cluster of 2 MiB; this takes a fraction of a second.
+    /// - 20,000 entries: `/etc` and `/usr/lib` of a full installation have some thousand.
+    /// - 8 levels: ext4's trees have at most 5, and Linux follows 40 links where one is usual.
+    /// - 64 KiB of text: an `os-release` has less than one.
+    pub(crate) const DEFAULT: Self = Self {
+        bytes: 8 << 20,
+        expanded_bytes: 64 << 20,
+        entries: 20_000,
+        nesting: 8,
+        text_bytes: 64 << 10,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw::Raw;
+
+    #[test]
+    fn disks_over_the_bound_are_refused_with_both_sizes() {
+        let limits = Limits {
+            virtual_size_max: 1024,
+            ..Limits::DEFAULT
+        };
+        limits.check(&Raw::open(vec![0; 1024]).unwrap()).unwrap();
+        let error = limits.check(&Raw::open(vec![0; 1536]).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert_eq!(
+            error.reason(),
+            "the disk has 1536 bytes, and 1024 are the most that are accepted here"
+        );
     }
 }

@@ -1,14 +1,17 @@
 //! Settings of the server: flags and environment over a TOML file over defaults, checked once into a [`Config`].
 
+mod limits;
 mod unit;
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
+use lithos_convert::Limits;
 use lithos_storage::{lifecycle::Day, local::Mode};
 use serde::Deserialize;
 
+pub(crate) use self::limits::ImageLimits;
 use self::unit::{ByteSize, Span};
 use crate::zone::ZoneName;
 
@@ -96,6 +99,9 @@ pub(crate) struct Settings {
     /// Serve reads only, and write nothing to the data folder: no jobs, no sweep
     #[arg(long = "read-only", env = "LITHOS_READ_ONLY")]
     pub(crate) read_only: bool,
+
+    #[command(flatten)]
+    pub(crate) image: ImageLimits,
 }
 
 /// Settings that have been checked.
@@ -107,6 +113,8 @@ pub(crate) struct Config {
     pub(crate) zones: Vec<ZoneName>,
     pub(crate) domains: Vec<String>,
     pub(crate) import: ImportConfig,
+    /// What is accepted of images.
+    pub(crate) image: Limits,
     pub(crate) workers: usize,
     pub(crate) reserve: Reserve,
     pub(crate) scrub_days: u32,
@@ -291,6 +299,7 @@ impl Settings {
             client_timeout: self.client_timeout.or(file.client_timeout),
             background_rate: self.background_rate.or(file.background_rate),
             read_only: self.read_only || file.read_only,
+            image: self.image.or(file.image),
         }
     }
 
@@ -332,6 +341,7 @@ impl Settings {
                 allow: self.import_allow,
                 ca_pem,
             },
+            image: self.image.check()?,
             workers,
             reserve: self.reserve.unwrap_or(Reserve::Percent(2)),
             scrub_days: self.scrub_days.unwrap_or(30),

@@ -67,11 +67,11 @@ enum Command {
     /// Root keys come from `LITHOS_ACCESS_KEY` and `LITHOS_SECRET_KEY`. Without them the first start makes a pair and writes it
     /// to `credentials` in the data folder, where the aws command finds it by `AWS_SHARED_CREDENTIALS_FILE`.
     Serve {
-        /// TOML file with the settings below, spelled the same without dashes in front
+        /// TOML file with the settings below, spelled the same without dashes in front; those on images are its table `[image]`
         #[arg(long, env = "LITHOS_CONFIG", value_name = "FILE")]
         config: Option<PathBuf>,
         #[command(flatten)]
-        settings: Settings,
+        settings: Box<Settings>,
     },
     Convert(cli::convert::Args),
     Inspect(cli::inspect::Args),
@@ -101,7 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(server::serve(config))?;
         }
         Command::Convert(args) => return cli::convert::run(&args),
-        Command::Inspect(args) => cli::inspect::run(args)?,
+        Command::Inspect(args) => cli::inspect::run(&args)?,
         Command::Folder(command) => return runtime()?.block_on(cli::run_on_folder(command, environment_keys()?)),
         Command::Client(command) => return runtime()?.block_on(cli::run(command, environment_keys()?)),
     }

@@ -66,6 +66,18 @@ impl Images {
         Ok(path)
     }
 
+    /// An image without a run of zeros, as a file.
+    pub(crate) fn noise_image(&self, name: &str, size: u64) -> Result<PathBuf> {
+        /// What is made at once.
+        const CHUNK_LEN: u64 = 4 << 20;
+        let path = self.path(name);
+        let mut file = File::create(&path)?;
+        for start in (0..size).step_by(usize::try_from(CHUNK_LEN)?) {
+            file.write_all(&Pattern(size).bytes(start..size.min(start + CHUNK_LEN)))?;
+        }
+        Ok(path)
+    }
+
     /// Puts a file.
     pub(crate) async fn put_file(&self, path: &Path, key: &str) -> Result<()> {
         let file = File::open(path)?;
@@ -161,6 +173,23 @@ impl Images {
                 "the jobs of {key} do not end: {}",
                 self.job_list().await?
             );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the only job of an object has come to a stage; gives its id.
+    pub(crate) async fn await_stage(&self, key: &str, stage: &str) -> Result<String> {
+        let begun = Instant::now();
+        let jobs = self.metadata(key, "image-jobs").await?;
+        let jobs = jobs.with_context(|| format!("{key} has no jobs"))?;
+        let (id, _) = jobs.split_once(':').context("a job without a state")?;
+        loop {
+            let job = self.job(id).await?;
+            if job["stage"] == stage {
+                return Ok(id.to_owned());
+            }
+            let is_in_time = begun.elapsed() < PATIENCE && job["state"] != "done";
+            ensure!(is_in_time, "a job that does not come to {stage:?}: {job}");
             tokio::time::sleep(POLL).await;
         }
     }

@@ -9,6 +9,7 @@
 //! | `damage` | disks that are full or refuse, files that are damaged |
 //! | `compact` | that a small slice does not keep a whole image |
 //! | `convert` | formats made by tags, judged by qemu-img |
+//! | `policy` | images that are not what they are called, bounds on images, the admin API of images |
 //! | `import` | URLs that become objects, and those that must not |
 //! | `jobs` | the command and the API |
 //! | `zones` | two servers |
@@ -42,6 +43,7 @@ mod jobs;
 mod kill;
 mod lifecycle;
 mod origin;
+mod policy;
 mod races;
 mod s3;
 mod torture;

@@ -116,7 +116,7 @@ impl<'a> Ext<'a> {
         if !inode.is_file() {
             return Ok(None);
         }
-        let len = inode.size().min(self.view.limits().text_bytes_max);
+        let len = inode.size().min(self.view.limits().text_bytes);
         self.content(&inode, len).map(Some)
     }
 
@@ -147,7 +147,7 @@ impl<'a> Ext<'a> {
                 continue;
             }
             links = links.saturating_add(1);
-            if links > self.view.limits().nesting_max {
+            if links > self.view.limits().nesting {
                 return Err(Error::corrupt("ext with links that lead to links for ever"));
             }
             let target = self.target(&inode)?;
@@ -264,7 +264,7 @@ impl<'a> Ext<'a> {
     /// Goes down a tree of extents; 0 is a hole.
     fn by_extents(&self, inode: &Inode, index: u64) -> Result<u64, Error> {
         let mut node = Fields(inode.fields.bytes(INODE_BLOCKS, INODE_BLOCKS_LEN).to_vec());
-        let mut depth_max = u64::from(self.view.limits().nesting_max);
+        let mut depth_max = u64::from(self.view.limits().nesting);
         loop {
             self.view.step()?;
             let (magic, count, depth) = (node.u16(0), node.u16(2), u64::from(node.u16(6)));

@@ -4,8 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::limits::LookLimits;
 use crate::safety::printable;
-use crate::{Error, ErrorKind, Guest, Image, Limits, Mapping, ReadAt};
+use crate::{Error, ErrorKind, Guest, Image, Mapping, ReadAt};
 
 /// What is read at once: what compressed clusters mostly are, so that few of them are decoded twice.
 const PAGE_LEN: u64 = 64 << 10;
@@ -16,7 +17,7 @@ const PAGE_COUNT_MAX: usize = 16;
 pub(super) struct Look<'a> {
     guest: Guest<&'a dyn ReadAt, &'a dyn Image>,
     image: &'a dyn Image,
-    limits: Limits,
+    limits: LookLimits,
     pages: RefCell<VecDeque<(u64, Rc<[u8]>)>>,
     bytes: Cell<u64>,
     expanded: Cell<u64>,
@@ -24,7 +25,7 @@ pub(super) struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    pub(super) fn new(source: &'a dyn ReadAt, image: &'a dyn Image, limits: Limits) -> Self {
+    pub(super) fn new(source: &'a dyn ReadAt, image: &'a dyn Image, limits: LookLimits) -> Self {
         Self {
             guest: Guest::new(source, image),
             image,
@@ -36,7 +37,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> LookLimits {
         self.limits
     }
 
@@ -55,16 +56,16 @@ impl<'a> Look<'a> {
             return Ok(Rc::clone(page));
         }
         let len = self.image.virtual_size().saturating_sub(start).min(PAGE_LEN);
-        let Limits {
-            look_bytes_max,
-            expanded_bytes_max,
+        let LookLimits {
+            bytes: bytes_max,
+            expanded_bytes: expanded_max,
             ..
         } = self.limits;
-        spend("bytes read", &self.bytes, len, look_bytes_max)?;
+        spend("bytes read", &self.bytes, len, bytes_max)?;
         if let Mapping::Compressed { guest_len, .. } = self.image.map(start)? {
             let clusters = PAGE_LEN.div_ceil(guest_len.max(1)).max(1);
             let decoded = guest_len.saturating_mul(clusters);
-            spend("bytes decoded", &self.expanded, decoded, expanded_bytes_max)?;
+            spend("bytes decoded", &self.expanded, decoded, expanded_max)?;
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
         self.guest.read(&mut bytes, start)?;
@@ -99,7 +100,7 @@ impl<'a> View<'a> {
         self.len
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> LookLimits {
         self.look.limits()
     }
 
@@ -115,7 +116,7 @@ impl<'a> View<'a> {
 
     /// Counts one thing that is looked at.
     pub(super) fn step(&self) -> Result<(), Error> {
-        spend("entries", &self.look.entries, 1, self.limits().entries_max)
+        spend("entries", &self.look.entries, 1, self.limits().entries)
     }
 
     /// The bytes at `offset`; what is beyond the end is an error.
@@ -239,7 +240,7 @@ pub(super) mod tests {
     /// Looks at `bytes` as a raw disk.
     pub(crate) fn with_disk<T>(bytes: &Vec<u8>, look: impl FnOnce(View<'_>) -> T) -> T {
         let image = crate::raw::Raw::open(bytes).unwrap();
-        look(Look::new(bytes, &image, Limits::DEFAULT).disk())
+        look(Look::new(bytes, &image, LookLimits::DEFAULT).disk())
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! All of it is for people to see, and nothing is decided by it; but it is read from hostile disks, and so everything is
-//! bounded by [`Limits`], shared by all who look at one disk. What is broken ends one look with a warning, not the others.
+//! bounded by [`LookLimits`], shared by all who look at one disk. What is broken ends one look with a warning, not the others.
 
 mod ext;
 mod fat;
@@ -26,7 +26,8 @@ use serde::Serialize;
 pub use filesystem::{FileSystem, FileSystemKind};
 pub use os::Os;
 
-use crate::{Error, ErrorKind, Image, Limits, ReadAt};
+use crate::limits::LookLimits;
+use crate::{Error, ErrorKind, Image, ReadAt};
 use look::{Look, View};
 
 /// How many partitions are listed. GPTs have room for 128 as everybody makes them.
@@ -142,7 +143,7 @@ pub struct BootReason {
 pub(crate) fn look_at(
     source: &dyn ReadAt,
     image: &dyn Image,
-    limits: Limits,
+    limits: LookLimits,
     warnings: &mut Vec<String>,
 ) -> Result<Disk, Error> {
     let look = Look::new(source, image, limits);

@@ -6,14 +6,14 @@
 //! ```
 //!
 //! An envelope may hold another one: a `tar.gz`, an OVA with a compressed disk. Whoever opens them counts, up to
-//! [`NESTING_MAX`].
+//! [`Limits::nesting_max`].
 //!
 //! An archive has to hold exactly one image: its only file beside checksums, signatures and texts, or the disk that the
 //! descriptor of an OVA (OVF, DMTF DSP0243) names. Names are compared, never opened.
 //!
 //! # Bounds
 //!
-//! What comes out is bounded by whoever opens an envelope ([`EXPANDED_MAX`] is a good bound), entries by [`ENTRIES_MAX`], the memory of a decoder by
+//! What comes out is bounded by [`Limits::expanded_bytes_max`], entries by [`Limits::entries_max`], the memory of a decoder by
 //! [`DECODER_MEMORY_MAX`]. Nothing is allocated by a number that a file gives without a bound.
 
 mod archive;
@@ -30,15 +30,8 @@ use std::sync::Arc;
 
 pub use self::ova::Manifest;
 use crate::safety::quote;
-use crate::{Error, Format, ReadAt, Run, probe};
+use crate::{Error, Format, Limits, ReadAt, Run, probe};
 
-/// How deep envelopes may lie in each other.
-pub const NESTING_MAX: usize = 2;
-/// Most bytes that a compressed stream may become, unless somebody says otherwise: 2 TiB, more than the images that people
-/// compress, and some hours of work.
-pub const EXPANDED_MAX: u64 = 2 << 40;
-/// Most entries of an archive: an image comes alone or with a few companions.
-pub const ENTRIES_MAX: usize = 1000;
 /// Most bytes that a decoder may keep: the window of `zstd --long=27`, and twice the dictionary of `xz -9`.
 pub const DECODER_MEMORY_MAX: u64 = 128 << 20;
 
@@ -72,21 +65,22 @@ pub struct Part {
     pub manifest: Manifest,
 }
 
-/// Opens the envelope that `source` is; `None` if it is none. A stream ends in an error behind `expanded_max` bytes.
+/// Opens the envelope that `source` is; `None` if it is none. A stream ends in an error behind
+/// [`Limits::expanded_bytes_max`].
 ///
 /// # Errors
 ///
 /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported) if it cannot be opened or does
 /// not hold exactly one image, [`TooLarge`](crate::ErrorKind::TooLarge) over a bound, [`Io`](crate::ErrorKind::Io) if
 /// the source cannot be read. Errors inside of a stream come from its reader.
-pub fn unwrap(source: &Arc<dyn ReadAt>, expanded_max: u64) -> Result<Option<Content>, Error> {
+pub fn unwrap(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Option<Content>, Error> {
     let format = probe(&**source)?.format;
     let content = match format {
         Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 => {
-            Content::Stream(stream::of(format, Arc::clone(source), expanded_max)?)
+            Content::Stream(stream::of(format, Arc::clone(source), limits.expanded_bytes_max)?)
         }
-        Format::Zip => zip::open(source, expanded_max).map_err(|error| error.with_format(format))?,
-        Format::Tar => Content::Part(tar::open(source).map_err(|error| error.with_format(format))?),
+        Format::Zip => zip::open(source, limits).map_err(|error| error.with_format(format))?,
+        Format::Tar => Content::Part(tar::open(source, limits).map_err(|error| error.with_format(format))?),
         _ => return Ok(None),
     };
     Ok(Some(content))
@@ -156,10 +150,10 @@ impl Read for Sequential {
     }
 }
 
-fn too_many_entries() -> Error {
+fn too_many_entries(max: usize) -> Error {
     Error::new(
         crate::ErrorKind::TooLarge,
-        format!("the archive holds more than {ENTRIES_MAX} entries"),
+        format!("the archive holds more than {max} entries"),
     )
 }
 

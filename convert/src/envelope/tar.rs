@@ -6,17 +6,17 @@ use std::sync::Arc;
 use tar::{EntryType, Header, PaxExtensions};
 
 use super::archive::{Entry, only_image};
-use super::{ENTRIES_MAX, Manifest, Part, ova, too_many_entries};
+use super::{Manifest, Part, ova, too_many_entries};
 use crate::safety::{Region, read_region};
-use crate::{Error, ReadAt};
+use crate::{Error, Limits, ReadAt};
 
 const BLOCK_LEN: u64 = 512;
 /// Longest extended header: a long name, and numbers.
 const EXTENSION_LEN_MAX: u64 = 64 << 10;
 
 /// Finds the image of an archive.
-pub(super) fn open(source: &Arc<dyn ReadAt>) -> Result<Part, Error> {
-    let entries = entries(&**source)?;
+pub(super) fn open(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Part, Error> {
+    let entries = entries(&**source, limits.entries_max)?;
     let (image, manifest) = match entries.first().and_then(Entry::extension).as_deref() {
         // The descriptor comes first (DSP0243, "OVF package"): whatever has it there is an OVA.
         Some("ovf") => ova::open(&**source, &entries)?,
@@ -38,13 +38,13 @@ struct Extension {
 }
 
 /// The regular files, in the order of the archive.
-fn entries(source: &dyn ReadAt) -> Result<Vec<Entry>, Error> {
+fn entries(source: &dyn ReadAt, max: usize) -> Result<Vec<Entry>, Error> {
     let mut entries = Vec::new();
     let mut extension = Extension::default();
     let mut at = 0_u64;
     // Long names and the like count too: whatever has a header costs a read.
-    for _ in 0..=ENTRIES_MAX.saturating_mul(2) {
-        if entries.len() > ENTRIES_MAX {
+    for _ in 0..=max.saturating_mul(2) {
+        if entries.len() > max {
             break;
         }
         let Some(header) = header(source, at)? else {
@@ -85,7 +85,7 @@ fn entries(source: &dyn ReadAt) -> Result<Vec<Entry>, Error> {
         }
         at = next(source, offset, len)?;
     }
-    Err(too_many_entries())
+    Err(too_many_entries(max))
 }
 
 /// The header at `at`; `None` at the end of the archive.

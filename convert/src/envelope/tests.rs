@@ -93,10 +93,14 @@ fn opened(bytes: Vec<u8>, expanded_max: u64) -> Result<Vec<u8>, String> {
         }
         text
     };
+    let limits = Limits {
+        expanded_bytes_max: expanded_max,
+        ..Limits::DEFAULT
+    };
     let mut file = bytes;
-    for _ in 0..NESTING_MAX {
+    for _ in 0..limits.nesting_max {
         let source = source(file.clone());
-        file = match unwrap(&source, expanded_max).map_err(|error| chain(&error))? {
+        file = match unwrap(&source, &limits).map_err(|error| chain(&error))? {
             None => return Ok(file),
             Some(Content::Part(part)) => {
                 part.manifest.check(&*source, |_| true).map_err(|error| chain(&error))?;
@@ -156,7 +160,7 @@ fn what_is_wrapped_comes_out() {
     for (what, bytes) in cases {
         assert!(opened(bytes, LARGE).unwrap() == content, "{what}");
     }
-    assert!(unwrap(&source(content), LARGE).unwrap().is_none());
+    assert!(unwrap(&source(content), &Limits::DEFAULT).unwrap().is_none());
 }
 
 #[test]
@@ -215,7 +219,7 @@ fn archives_hold_one_image() {
         (zip(&[("notes.txt", b"x")], true), Some("the archive holds no image")),
         (
             {
-                let names: Vec<String> = (0..=ENTRIES_MAX).map(|n| format!("{n}.raw")).collect();
+                let names: Vec<String> = (0..=Limits::DEFAULT.entries_max).map(|n| format!("{n}.raw")).collect();
                 let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
                 tar(&files)
             },
@@ -223,7 +227,7 @@ fn archives_hold_one_image() {
         ),
         (
             {
-                let names: Vec<String> = (0..=ENTRIES_MAX).map(|n| format!("{n}.raw")).collect();
+                let names: Vec<String> = (0..=Limits::DEFAULT.entries_max).map(|n| format!("{n}.raw")).collect();
                 let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
                 zip(&files, false)
             },
@@ -410,7 +414,7 @@ fn ovas_that_contradict_themselves_are_refused() {
 fn a_check_can_be_ended() {
     let bytes = ova(OVF, Some(&format!("SHA256(disk1.vmdk)= {}", digest::<sha2::Sha256>())));
     let source = source(bytes);
-    let Some(Content::Part(part)) = unwrap(&source, LARGE).unwrap() else {
+    let Some(Content::Part(part)) = unwrap(&source, &Limits::DEFAULT).unwrap() else {
         panic!("an OVA is a part");
     };
     assert_eq!(part.manifest.len(), 3 << 20);

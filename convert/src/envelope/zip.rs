@@ -6,8 +6,8 @@ use std::sync::Arc;
 use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ReaderAt, ZipArchive, ZipArchiveEntryWayfinder};
 
 use super::archive::{Entry, only_image};
-use super::{Content, ENTRIES_MAX, Manifest, Part, Slice, stream, too_many_entries};
-use crate::{Error, ReadAt};
+use super::{Content, Manifest, Part, Slice, stream, too_many_entries};
+use crate::{Error, Limits, ReadAt};
 
 /// How far from its end the directory of an archive is looked for: the longest comment there can be, and a record.
 const SEARCH_LEN: u64 = (64 << 10) + 1024;
@@ -35,7 +35,7 @@ struct Details {
 }
 
 /// Finds the image of an archive.
-pub(super) fn open(source: &Arc<dyn ReadAt>, expanded_max: u64) -> Result<Content, Error> {
+pub(super) fn open(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Content, Error> {
     let broken = |error: rawzip::Error| Error::corrupt(format!("a ZIP archive: {error}"));
     let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::with_max_search_space(SEARCH_LEN)
@@ -44,8 +44,8 @@ pub(super) fn open(source: &Arc<dyn ReadAt>, expanded_max: u64) -> Result<Conten
     let (mut entries, mut details) = (Vec::new(), Vec::new());
     let mut records = archive.entries(&mut buffer);
     while let Some(record) = records.next_entry().map_err(broken)? {
-        if entries.len() >= ENTRIES_MAX {
-            return Err(too_many_entries());
+        if entries.len() >= limits.entries_max {
+            return Err(too_many_entries(limits.entries_max));
         }
         if record.is_dir() {
             continue;
@@ -95,7 +95,7 @@ pub(super) fn open(source: &Arc<dyn ReadAt>, expanded_max: u64) -> Result<Conten
                 compressed,
                 details.len,
                 details.crc,
-                expanded_max,
+                limits.expanded_bytes_max,
             )))
         }
         other => Err(Error::unsupported(format!(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crc_fast::{CrcAlgorithm, checksum};
-use lithos_convert::{Content, Error, ReadAt, Slice, Target, inspect, open, plan, unwrap};
+use lithos_convert::{Content, Error, Limits, ReadAt, Slice, Target, inspect, open, plan, unwrap};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{Sparse, build, carry_out, noise};
@@ -1658,12 +1658,15 @@ const ALL: &[Evil] = &[
     ),
 ];
 
-/// Most bytes that an envelope may become.
-const EXPANDED_LEN_MAX: u64 = 16 << 20;
+/// An envelope may become less than usual.
+const LIMITS: Limits = Limits {
+    expanded_bytes_max: 16 << 20,
+    ..Limits::DEFAULT
+};
 
 /// Goes all the way to the bytes of a target, through an envelope if there is one.
 fn convert(source: &Arc<dyn ReadAt>) -> Result<()> {
-    let source = match unwrap(source, EXPANDED_LEN_MAX)? {
+    let source = match unwrap(source, &LIMITS)? {
         None => Arc::clone(source),
         Some(Content::Part(part)) => Arc::new(Slice::new(Arc::clone(source), part.offset, part.len)),
         Some(Content::Stream(mut stream)) => {

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use lithos_convert::{Content, EXPANDED_MAX, Format, Profile, ReadAt, Slice, Target, open, unwrap};
+use lithos_convert::{Content, Format, Limits, Profile, ReadAt, Slice, Target, open, unwrap};
 
 use crate::support::{Bench, qemu_format, source};
 
@@ -99,7 +99,7 @@ fn our_own_archives_are_opened() -> Result<()> {
     bench.write("disk.img", &disk())?;
     bench.make("disk.img", "disk.ova", Target::OVA)?;
     let file = source(&bench.path("disk.ova"))?;
-    let Some(Content::Part(part)) = unwrap(&file, EXPANDED_MAX)? else {
+    let Some(Content::Part(part)) = unwrap(&file, &Limits::DEFAULT)? else {
         bail!("an OVA is opened in place");
     };
     ensure!(part.name == "image-disk1.vmdk" && !part.manifest.is_empty(), "{part:?}");
@@ -111,7 +111,7 @@ fn our_own_archives_are_opened() -> Result<()> {
     let middle = usize::try_from(part.offset + part.len / 2)?;
     spoiled[middle] ^= 1;
     let spoiled: Arc<dyn ReadAt> = Arc::new(spoiled);
-    let Some(Content::Part(part)) = unwrap(&spoiled, EXPANDED_MAX)? else {
+    let Some(Content::Part(part)) = unwrap(&spoiled, &Limits::DEFAULT)? else {
         bail!("an OVA is opened in place");
     };
     let error = part.manifest.check(&*spoiled, |_| true).expect_err("another digest");

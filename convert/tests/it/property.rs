@@ -4,7 +4,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
-use lithos_convert::{Content, EXPANDED_MAX, Format, Guest, ReadAt, Target, inspect, open, plan, unwrap};
+use lithos_convert::{Content, Format, Guest, Limits, ReadAt, Target, inspect, open, plan, unwrap};
 use proptest::prelude::*;
 
 use crate::support::{Sparse, build, encoded, encoded_targets, noise, planned};
@@ -143,7 +143,7 @@ fn mend_vhdx(bytes: &mut [u8]) {
 /// The image in a tar archive.
 fn part_of(file: Vec<u8>) -> Vec<u8> {
     let file: Arc<dyn ReadAt> = Arc::new(file);
-    let Some(Content::Part(part)) = unwrap(&file, EXPANDED_MAX).expect("an archive") else {
+    let Some(Content::Part(part)) = unwrap(&file, &Limits::DEFAULT).expect("an archive") else {
         panic!("a tar archive is opened in place");
     };
     part.manifest

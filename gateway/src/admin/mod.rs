@@ -12,6 +12,7 @@
 pub(crate) mod backup;
 mod error;
 mod event;
+pub(crate) mod image;
 pub(crate) mod import;
 pub(crate) mod integrity;
 pub(crate) mod job;
@@ -59,7 +60,7 @@ struct Route {
 }
 
 /// All routes of the API: what is not here is neither served nor described.
-static ROUTES: [Route; 28] = [
+static ROUTES: [Route; 30] = [
     Route {
         method: Method::GET,
         path: "/api/v1/jobs",
@@ -89,6 +90,16 @@ static ROUTES: [Route; 28] = [
         method: Method::POST,
         path: "/api/v1/jobs/{id}/retry",
         handle: |method| on(method, job::retry),
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/inspections",
+        handle: |method| on(method, image::show),
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/conversions",
+        handle: |method| on(method, image::convert),
     },
     Route {
         method: Method::POST,

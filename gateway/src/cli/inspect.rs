@@ -8,16 +8,20 @@ use std::path::PathBuf;
 use anyhow::Context;
 use indicatif::BinaryBytes;
 use lithos_convert::{
-    Disk, Evidence, FileSystem, Inspection, Partition, PartitionTable, Qcow2Details, inspect_declared,
+    Declared, Disk, Error, ErrorKind, Evidence, FileSystem, Format, Inspection, Partition, PartitionTable,
+    Qcow2Details, Refusal, inspect_declared,
 };
+use serde::Serialize;
 
-use super::convert::FileSource;
+use super::convert::{FileSource, Unwrapped};
+use crate::config::ImageLimits;
 
 /// Say what a disk image is: format, sizes, features, and whether it can be converted.
 ///
 /// Everything is found out by content, and no other file is opened; where the name of the file says something else, there is
 /// a warning. An image that is broken or refused is inspected as far as it goes. What is on the disk is shown as well:
-/// partitions, file systems, an installed system, and whether it boots by BIOS or UEFI.
+/// partitions, file systems, an installed system, and whether it boots by BIOS or UEFI. An image in an envelope (gz, xz, zst,
+/// bz2, zip, tar, OVA) is taken out of it first, to a temporary file without a name ($TMPDIR) where that has to be.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The image: a file or a block device.
@@ -26,28 +30,76 @@ pub(crate) struct Args {
     /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    limits: ImageLimits,
 }
 
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let Args { file, json } = args;
-    let source = FileSource::open(&file)?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let inspection = inspect_declared(&source, &name).with_context(|| format!("cannot inspect {}", file.display()))?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&inspection)?);
+/// An image, and what it was taken out of.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The envelopes, the outermost first.
+    envelopes: Vec<Format>,
+    #[serde(flatten)]
+    inspection: Inspection,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let report = look(args).with_context(|| format!("cannot inspect {}", args.file.display()))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", table(&inspection));
+        print!("{}", table(&report));
     }
     Ok(())
 }
 
+fn look(args: &Args) -> anyhow::Result<Report> {
+    let source = FileSource::open(&args.file)?;
+    let name = args.file.file_name().unwrap_or_default().to_string_lossy();
+    let outside = inspect_declared(&source, &name)?;
+    if !outside.format.is_envelope() {
+        return Ok(Report {
+            envelopes: Vec::new(),
+            inspection: outside,
+        });
+    }
+    match Unwrapped::of(source, None, &args.limits.check()?) {
+        Ok(Unwrapped { image, envelopes }) => {
+            // What is said of the inside is the name without what is said of the envelope.
+            let inside = name.rsplit_once('.').map_or(&*name, |(stem, _)| stem);
+            let mut inspection = inspect_declared(&image, inside)?;
+            inspection.warnings.extend(outside.disagreement(Declared::Name(&name)));
+            Ok(Report { envelopes, inspection })
+        }
+        // An envelope that does not open is described as far as it goes.
+        Err(error) => match error.downcast_ref::<Error>() {
+            Some(refused) if refused.kind() != ErrorKind::Io => {
+                let mut inspection = outside;
+                inspection.refusal = Some(Refusal {
+                    kind: refused.kind(),
+                    reason: refused.to_string(),
+                });
+                Ok(Report {
+                    envelopes: Vec::new(),
+                    inspection,
+                })
+            }
+            _ => Err(error),
+        },
+    }
+}
+
 /// A line for everything that is known, names in a column.
-fn table(inspection: &Inspection) -> String {
-    let mut rows = vec![(
-        "format",
-        format!("{} ({})", inspection.format, evidence(inspection.evidence)),
-    )];
+fn table(report: &Report) -> String {
+    let Report { envelopes, inspection } = report;
+    let mut rows = Vec::new();
     let mut row = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
+    for envelope in envelopes {
+        row("envelope", Some(envelope.to_string()));
+    }
+    let format = format!("{} ({})", inspection.format, evidence(inspection.evidence));
+    row("format", Some(format));
     row("variant", inspection.variant.map(ToOwned::to_owned));
     row("virtual size", inspection.virtual_size.map(size));
     row("allocated", inspection.allocated_size.map(size));
@@ -176,7 +228,14 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lithos_convert::inspect;
+    use lithos_convert::{ReadAt, inspect};
+
+    fn report(image: &dyn ReadAt) -> Report {
+        Report {
+            envelopes: Vec::new(),
+            inspection: inspect(image).unwrap(),
+        }
+    }
 
     #[test]
     fn partitions_and_boot_are_in_the_table() {
@@ -187,7 +246,7 @@ mod tests {
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         disk[32768..32772].copy_from_slice(b"XFSB");
         disk[32876..32880].copy_from_slice(b"data");
-        let table = table(&inspect(&disk).unwrap());
+        let table = table(&report(&disk));
         let rows: Vec<_> = table
             .lines()
             .filter(|row| row.contains("partition") || row.contains("boots"))
@@ -206,7 +265,7 @@ mod tests {
     fn table_says_what_it_knows_and_no_more() {
         let mut disk = vec![0; 1 << 20];
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-        let table = table(&inspect(&disk).unwrap());
+        let table = table(&report(&disk));
         assert_eq!(
             table,
             "format           raw (by its boot-sector signature)\n\
@@ -220,7 +279,7 @@ mod tests {
 
     #[test]
     fn refusal_is_in_the_table() {
-        let table = table(&inspect(&b"QFI\xfb\0\0\0\x03".to_vec()).unwrap());
+        let table = table(&report(&b"QFI\xfb\0\0\0\x03".to_vec()));
         assert_eq!(
             table,
             "format           qcow2 (by its magic number)\n\

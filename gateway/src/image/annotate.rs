@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lithos_convert::{Disk, Evidence, Format, PartitionTable, ReadAt};
-use lithos_storage::{BucketName, LayoutId, ObjectKey, ObjectReader, layout::Layout};
+use lithos_convert::{Declared, Disk, Evidence, Format, PartitionTable, ReadAt};
+use lithos_storage::{BucketName, LayoutId, ObjectKey, layout::Layout};
 
 use super::read_at::ObjectImage;
 use crate::app::App;
@@ -22,64 +22,117 @@ const OS: &str = "image-os";
 const BOOT: &str = "image-boot";
 /// Annotation: the key of the object that this one was derived from.
 pub(crate) const DERIVED_FROM: &str = "image-derived-from";
-/// Annotation: why the image will not be converted.
+/// Annotation: why the image will not be converted, or how it is unlike what its key or content type says.
 pub(crate) const WARNING: &str = "image-warning";
 
 /// Response metadata: jobs that were made for the object, as `id:state`.
 pub(crate) const JOBS: &str = "image-jobs";
+
+/// All that the server says about images by itself, which nobody else can say.
+pub(crate) const SHOWN: [&str; 9] = [
+    FORMAT,
+    VIRTUAL_SIZE,
+    PARTITION_TABLE,
+    FILE_SYSTEMS,
+    OS,
+    BOOT,
+    DERIVED_FROM,
+    WARNING,
+    JOBS,
+];
 
 /// Longest warning, in bytes: it travels in a header.
 const WARNING_LEN_MAX: usize = 512;
 /// Longest of the others that an image has a say in. All metadata of an object shares the 8 KiB that clients take in headers.
 const TEXT_LEN_MAX: usize = 64;
 
+/// What somebody says an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// Of the key.
+    extension: Option<String>,
+    content_type: Option<String>,
+}
+
+impl Said {
+    pub(crate) fn new(key: &str, content_type: Option<&str>) -> Self {
+        let name = key.rsplit('/').next().unwrap_or_default();
+        Self {
+            extension: name.rsplit_once('.').map(|(_, extension)| extension.to_owned()),
+            content_type: content_type.map(str::to_owned),
+        }
+    }
+
+    fn declared(&self) -> impl Iterator<Item = Declared<'_>> {
+        let extension = self.extension.as_deref().map(Declared::Name);
+        let media_type = self.content_type.as_deref().map(Declared::MediaType);
+        extension.into_iter().chain(media_type)
+    }
+}
+
+/// What was found of an object.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// How the content is unlike what was said.
+    pub(crate) disagreement: Option<String>,
+}
+
 /// Looks at the content of an object that is about to be committed.
 ///
 /// Never fails: what cannot be read is no image.
-pub(crate) async fn annotations(app: &App, layout: &Layout) -> BTreeMap<String, String> {
+pub(crate) async fn annotations(app: &App, layout: &Layout, said: Said) -> BTreeMap<String, String> {
     let image = ObjectImage::new(app.store.staged_reader(layout));
-    tokio::task::spawn_blocking(move || probe(&image, false))
-        .await
-        .unwrap_or_default()
+    look(image, said, false).await.annotations
 }
 
-/// Looks at an object that is known to be an image, because somebody asks for a conversion of it.
-pub(crate) async fn image_annotations(reader: ObjectReader) -> BTreeMap<String, String> {
-    let image = ObjectImage::new(reader);
-    tokio::task::spawn_blocking(move || probe(&image, true))
-        .await
-        .unwrap_or_default()
+/// Looks at what is known to be an image, because somebody asks for a conversion of it.
+pub(crate) async fn look_at_image(image: impl ReadAt + 'static, said: Said) -> Found {
+    look(image, said, true).await
 }
 
-/// The annotations of `image`. Without `known`, bytes that show no sign of an image have none.
-fn probe(image: &dyn ReadAt, known: bool) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
+async fn look(image: impl ReadAt + 'static, said: Said, known: bool) -> Found {
+    let found = tokio::task::spawn_blocking(move || find(&image, &said, known));
+    found.await.unwrap_or_default()
+}
+
+/// What there is to say of `image`. Without `known`, bytes that show no sign of an image, and are not said to be one, have
+/// no annotations.
+fn find(image: &dyn ReadAt, said: &Said, known: bool) -> Found {
+    let mut found = Found::default();
     if image.size() == 0 {
         return found;
     }
-    let Ok(probe) = lithos_convert::probe(image) else {
-        return found;
-    };
-    if probe.format == Format::Raw && probe.evidence == Evidence::Default && !known {
+    let shows_nothing = lithos_convert::probe(image)
+        .is_ok_and(|probe| probe.format == Format::Raw && probe.evidence == Evidence::Default);
+    if shows_nothing && !known && !said.declared().any(|declared| declared.says_something()) {
         return found;
     }
-    found.insert(FORMAT.to_owned(), probe.format.to_string());
-    match lithos_convert::inspect(image) {
-        Ok(inspection) => {
-            if let Some(size) = inspection.virtual_size {
-                found.insert(VIRTUAL_SIZE.to_owned(), size.to_string());
-            }
-            if let Some(disk) = &inspection.disk {
-                found.extend(disk_annotations(disk));
-            }
-            if let Some(refusal) = inspection.refusal {
-                found.insert(WARNING.to_owned(), header_text(&refusal.reason));
-            }
-        }
+    let inspection = match lithos_convert::inspect(image) {
+        Ok(inspection) => inspection,
         Err(error) => {
-            found.insert(WARNING.to_owned(), header_text(&error.to_string()));
+            found
+                .annotations
+                .insert(WARNING.to_owned(), header_text(&error.to_string()));
+            return found;
         }
+    };
+    found.disagreement = said.declared().find_map(|declared| inspection.disagreement(declared));
+    if !shows_nothing || known {
+        let size = inspection.virtual_size.map(|size| size.to_string());
+        let about = size.map(|size| (VIRTUAL_SIZE.to_owned(), size));
+        found.annotations.extend(about);
+        found
+            .annotations
+            .extend(inspection.disk.iter().flat_map(disk_annotations));
+        found
+            .annotations
+            .insert(FORMAT.to_owned(), inspection.format.to_string());
     }
+    let refusal = inspection.refusal.map(|refusal| refusal.reason);
+    let warning = refusal.as_ref().or(found.disagreement.as_ref());
+    let warning = warning.map(|warning| (WARNING.to_owned(), header_text(warning)));
+    found.annotations.extend(warning);
     found
 }
 
@@ -132,11 +185,9 @@ pub(crate) async fn annotate_object(app: &App, bucket: &BucketName, key: &Object
         return;
     };
     if object.record.layout_id == version {
-        let image = ObjectImage::new(object.reader());
-        let found = tokio::task::spawn_blocking(move || probe(&image, false))
-            .await
-            .unwrap_or_default();
-        note(app, bucket, key, version, &found).await;
+        let said = Said::new(key.as_str(), object.record.headers.content_type.as_deref());
+        let found = look(ObjectImage::new(object.reader()), said, false).await;
+        note(app, bucket, key, version, &found.annotations).await;
     }
 }
 

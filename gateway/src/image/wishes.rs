@@ -16,6 +16,18 @@ pub(crate) const ZONES: &str = "zones";
 
 /// Bucket tag: how its objects are compressed at rest: `zstd`, `zstd:LEVEL` or `none`.
 pub(crate) const COMPRESSION: &str = "compression";
+/// Bucket tag: what happens to images that are not what their key or content type says: `strict`, or `lenient`.
+pub(crate) const IMAGE_POLICY: &str = "image-policy";
+
+/// What happens to images that are not what their key or content type says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ImagePolicy {
+    /// They have a warning, and are converted all the same.
+    Lenient,
+    /// They are not converted.
+    Strict,
+}
+
 /// The level of zstd where none is given: zstd's own default.
 const ZSTD_LEVEL_DEFAULT: i32 = 3;
 
@@ -49,7 +61,19 @@ pub(crate) fn check(tags: &Tags) -> Result<(), String> {
     zones(tags, REPLICATE_TO)?;
     zones(tags, ZONES)?;
     compression(tags)?;
+    image_policy(tags)?;
     Ok(())
+}
+
+/// The policy that the tags of a bucket ask for.
+pub(crate) fn image_policy(tags: &Tags) -> Result<ImagePolicy, String> {
+    match tags.get(IMAGE_POLICY).map(String::as_str) {
+        None | Some("lenient") => Ok(ImagePolicy::Lenient),
+        Some("strict") => Ok(ImagePolicy::Strict),
+        Some(other) => Err(format!(
+            "the tag {IMAGE_POLICY} asks for {other:?}: say strict or lenient"
+        )),
+    }
 }
 
 /// The level of zstd at which the tags of a bucket ask for compression.
@@ -87,9 +111,13 @@ pub(crate) fn jobs(
 
 /// The conversions that the object's tags wish for.
 fn convert(bucket: &str, key: &str, record: &ObjectRecord) -> Vec<NewJob> {
+    conversions(bucket, key, record, &targets(&record.tags).unwrap_or_default())
+}
+
+/// Conversions of an object as it is now.
+pub(crate) fn conversions(bucket: &str, key: &str, record: &ObjectRecord, targets: &[Target]) -> Vec<NewJob> {
     let version = record.layout_id.to_string();
-    targets(&record.tags)
-        .unwrap_or_default()
+    targets
         .iter()
         .map(|target| {
             let (bucket, key) = (bucket.to_owned(), key.to_owned());
@@ -186,6 +214,19 @@ mod tests {
     fn wishes_that_cannot_come_true_say_why() {
         assert!(check(&tags(CONVERT_TO, "qcow3")).unwrap_err().contains("qcow3"));
         assert!(check(&tags(REPLICATE_TO, "a/b")).unwrap_err().contains("a/b"));
+    }
+
+    #[test]
+    fn image_policies_are_strict_or_lenient() {
+        let policy = |value| image_policy(&tags(IMAGE_POLICY, value));
+        assert_eq!(image_policy(&Tags::new()), Ok(ImagePolicy::Lenient));
+        assert_eq!(policy("lenient"), Ok(ImagePolicy::Lenient));
+        assert_eq!(policy("strict"), Ok(ImagePolicy::Strict));
+        assert!(
+            check(&tags(IMAGE_POLICY, "Strict"))
+                .unwrap_err()
+                .contains("strict or lenient")
+        );
     }
 
     #[test]

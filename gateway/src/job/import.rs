@@ -106,7 +106,10 @@ async fn commit(
     checksum: Option<&Checksum>,
 ) -> Result<(), JobError> {
     let app = &context.app;
-    let annotations = annotate::annotations(app, ingested.content.layout()).await;
+    let annotations = {
+        let said = annotate::Said::new(key.as_str(), task.content_type.as_deref());
+        annotate::annotations(app, ingested.content.layout(), said).await
+    };
     let new = NewObject {
         content: ingested.content,
         etag: hex::encode(ingested.digests.md5),

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use lithos_storage::{
-    Checksum, ChecksumAlgorithm, ChecksumType, Content, ContentHeaders, DigestSet, ErrorKind, NewObject, ObjectRecord,
-    OpenObject, PutOutcome, Versioning, WriteCondition,
+    Checksum, ChecksumAlgorithm, ChecksumType, Content, ContentHeaders, DigestSet, ErrorKind, NewObject, ObjectKey,
+    ObjectRecord, OpenObject, PutOutcome, Versioning, WriteCondition,
 };
 use md5::{Digest, Md5};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
@@ -87,6 +87,7 @@ pub(super) async fn copy_object(
     if replace_tags {
         new.tags = header_tags(input.tagging.as_deref())?;
     }
+    look_again(app, &mut new, &key, &source.record, &input.copy_source).await;
     if let Some(algorithm) = algorithm {
         new.checksum = Some(full_checksum(&source, algorithm).await?);
     }
@@ -266,6 +267,18 @@ fn is_itself(source: &dto::CopySource, open: &OpenObject, bucket: &str, key: &st
             **from_bucket == *bucket && **from_key == *key && !names_version
         }
         _ => false,
+    }
+}
+
+/// Looks at the image anew where the copy is said to be something else than its source: a warning may be about that.
+async fn look_again(app: &App, new: &mut NewObject, key: &ObjectKey, record: &ObjectRecord, source: &dto::CopySource) {
+    let dto::CopySource::Bucket { key: source_key, .. } = source else {
+        return;
+    };
+    let said = |key, headers: &ContentHeaders| annotate::Said::new(key, headers.content_type.as_deref());
+    let said_now = said(key.as_str(), &new.headers);
+    if said_now != said(source_key, &record.headers) {
+        new.annotations = annotate::annotations(app, new.content.layout(), said_now).await;
     }
 }
 

@@ -113,7 +113,10 @@ pub(super) async fn user_upload(
         .await
         .map_err(store_error)?;
     let checksum = upload.expected.verify(&digests, upload.trailers.as_ref(), None)?;
-    let annotations = annotate::annotations(app, content.layout()).await;
+    let annotations = {
+        let said = annotate::Said::new(key.as_str(), headers.content_type.as_deref());
+        annotate::annotations(app, content.layout(), said).await
+    };
     let new = NewObject {
         content,
         etag: hex::encode(digests.md5),

@@ -112,18 +112,11 @@ pub(super) fn signer<T>(request: &S3Request<T>) -> String {
 
 /// User metadata, without what the server itself shows under such names.
 pub(super) fn user_metadata(metadata: Option<dto::Metadata>) -> S3Result<BTreeMap<String, String>> {
-    let shown = [
-        annotate::FORMAT,
-        annotate::VIRTUAL_SIZE,
-        annotate::DERIVED_FROM,
-        annotate::WARNING,
-        annotate::JOBS,
-    ];
     let metadata: BTreeMap<String, String> = metadata
         .unwrap_or_default()
         .into_iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), value))
-        .filter(|(name, _)| !shown.contains(&name.as_str()))
+        .filter(|(name, _)| !annotate::SHOWN.contains(&name.as_str()))
         .collect();
     let len: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
     if len > METADATA_LEN_MAX {

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 const MIB: usize = 1 << 20;
 
 /// A disk of 9 MiB and a bit: text, and zeros.
-fn disk() -> Vec<u8> {
+pub(crate) fn disk() -> Vec<u8> {
     let mut disk: Vec<u8> = (0_u64..)
         .flat_map(|number| format!("{} ", number.wrapping_mul(0x9e37_79b9) % 10_007).into_bytes())
         .take(9 * MIB + 512)
@@ -17,19 +17,19 @@ fn disk() -> Vec<u8> {
     disk
 }
 
-fn lithos(folder: &Path, args: &[&str]) -> Command {
+pub(crate) fn lithos(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lithos"));
     command.current_dir(folder).arg("convert").args(args);
     command
 }
 
-fn succeed(command: &mut Command) -> Vec<u8> {
+pub(crate) fn succeed(command: &mut Command) -> Vec<u8> {
     let Output { status, stdout, stderr } = command.output().expect("it can be run");
     assert!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));
     stdout
 }
 
-fn fail(command: &mut Command, code: i32, reason: &str) {
+pub(crate) fn fail(command: &mut Command, code: i32, reason: &str) {
     let Output { status, stdout, stderr } = command.output().expect("it can be run");
     let said = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(code), "{command:?}: {said}");
@@ -49,7 +49,7 @@ fn piped(command: &mut Command, input: &Path) -> Vec<u8> {
     out
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a folder");
     let mut names: Vec<_> = entries
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))

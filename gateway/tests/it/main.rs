@@ -3,3 +3,4 @@
 #![allow(clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
 mod convert;
+mod envelope;

@@ -9,6 +9,7 @@ use crate::{
     admin::{
         OPENAPI, ROUTES,
         backup::NewBackup,
+        image::{AcceptedConversions, NewConversions},
         import::{Accepted, NewImport},
         job::{JobPage, JobStateView, JobView},
         quota::{QuotaStateView, QuotaView, UsageView},
@@ -204,6 +205,15 @@ fn schemas_have_the_fields_of_the_types() {
     let states = &document["components"]["schemas"]["JobState"]["enum"];
     let all: &[JobStateView] = clap::ValueEnum::value_variants();
     assert_eq!(states, &serde_json::to_value(all).unwrap());
+}
+
+#[test]
+fn schemas_of_images_have_the_fields_of_the_types() {
+    let document = document();
+    check_schema(&document, "NewConversions", &json!(NewConversions::default()));
+    check_schema(&document, "AcceptedConversions", &json!(AcceptedConversions::default()));
+    let inspection = lithos_convert::inspect(&vec![0; 512]).unwrap();
+    check_schema(&document, "Inspection", &json!(inspection));
 }
 
 #[tokio::test]

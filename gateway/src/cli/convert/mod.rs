@@ -1,7 +1,8 @@
 //! `lithos convert`: one image file into another format, on this machine and without a server.
 //!
-//! The output is written beside its place under a temporary name, synced, and only then given its name: what has the name is
-//! whole. A process that is killed leaves the temporary file, whose name starts with a dot and ends in `.partial`.
+//! The output is written beside its place, synced, and only then given its name: what has the name is
+//! whole. Until then it has no name at all where the file system can do that, and goes away with the process however that ends;
+//! elsewhere a process that is killed leaves a file whose name starts with a dot and ends in `.partial`.
 
 #![expect(clippy::print_stdout, reason = "the summary is what the command is asked for")]
 
@@ -22,12 +23,15 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
-use lithos_convert::{ErrorKind, Format, Image, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed, probe};
+use lithos_convert::{
+    ErrorKind, Format, Image, Limits, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed, probe,
+};
 use serde::Serialize;
 
 use self::output::{Partial, Publish};
 pub(crate) use self::source::FileSource;
-use crate::auth::fill_random;
+pub(crate) use self::unwrapped::Unwrapped;
+use crate::{auth::fill_random, config::ImageLimits};
 
 /// The exit code of a command that was given wrongly, as clap has it.
 const USAGE: u8 = 2;
@@ -87,6 +91,9 @@ pub(crate) struct Args {
     /// they are the same each time; else they are random
     #[arg(long, value_name = "TEXT")]
     seed: Option<String>,
+
+    #[command(flatten)]
+    limits: ImageLimits,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -133,6 +140,7 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 
 /// Refuses before any work what cannot be meant.
 fn check_usage(args: &Args, is_pipe: bool) -> anyhow::Result<()> {
+    args.limits.check()?;
     if !is_pipe {
         return Ok(());
     }
@@ -239,8 +247,9 @@ fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
     };
     let cannot = || format!("cannot convert {}", args.input.display());
     let folder = args.output.parent().filter(|_| !is_pipe);
-    let source = Arc::new(unwrapped::image_of(source, folder).with_context(cannot)?);
-    from_file(args, is_pipe, &source).with_context(cannot)
+    let limits = args.limits.check()?;
+    let unwrapped = Unwrapped::of(source, folder, &limits).with_context(cannot)?;
+    from_file(args, is_pipe, &Arc::new(unwrapped.image), &limits).with_context(cannot)
 }
 
 /// Refuses before any work what would be refused at the end.
@@ -271,8 +280,9 @@ fn seed(args: &Args) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>) -> anyhow::Result<Done> {
+fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>, limits: &Limits) -> anyhow::Result<Done> {
     let image: Arc<dyn Image> = open(Arc::clone(source) as Arc<dyn ReadAt>)?.into();
+    limits.check(&*image)?;
     let from = image.format();
     let seed = seed(args)?;
     let (virtual_size, totals, file_size) = if args.to.is_encoded() {
@@ -412,6 +422,7 @@ mod tests {
             no_sync: false,
             json: false,
             seed: None,
+            limits: ImageLimits::default(),
         }
     }
 

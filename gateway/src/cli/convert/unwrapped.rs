@@ -11,29 +11,41 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use lithos_convert::{Content, EXPANDED_MAX, NESTING_MAX, ReadAt, unwrap};
+use lithos_convert::{Content, Format, Limits, ReadAt, probe, unwrap};
 
 use super::source::FileSource;
 
 /// What is read at once, and becomes a hole if it is zeros.
 const CHUNK_LEN: usize = 64 << 10;
 
-/// Takes an image out of its envelopes, if it is in any. What has to be unpacked goes to a file in `folder`, or where temporary
-/// files are.
-pub(super) fn image_of(source: FileSource, folder: Option<&Path>) -> anyhow::Result<FileSource> {
-    let mut source = source;
-    for _ in 0..NESTING_MAX {
-        let shared: Arc<dyn ReadAt> = Arc::new(source.part(0, source.size())?);
-        source = match unwrap(&shared, EXPANDED_MAX)? {
-            None => return Ok(source),
-            Some(Content::Part(part)) => {
-                part.manifest.check(&source, |_| true)?;
-                source.part(part.offset, part.len)?
-            }
-            Some(Content::Stream(stream)) => unpack(stream, folder)?,
-        };
+/// An image that was taken out of its envelopes.
+pub(crate) struct Unwrapped {
+    pub(crate) image: FileSource,
+    /// The envelopes, the outermost first.
+    pub(crate) envelopes: Vec<Format>,
+}
+
+impl Unwrapped {
+    /// Takes an image out of its envelopes, if it is in any. What has to be unpacked goes to a file in `folder`, or where
+    /// temporary files are.
+    pub(crate) fn of(source: FileSource, folder: Option<&Path>, limits: &Limits) -> anyhow::Result<Self> {
+        let (mut image, mut envelopes) = (source, Vec::new());
+        for _ in 0..limits.nesting_max {
+            let shared: Arc<dyn ReadAt> = Arc::new(image.part(0, image.size())?);
+            let Some(content) = unwrap(&shared, limits)? else {
+                break;
+            };
+            envelopes.push(probe(&*shared)?.format);
+            image = match content {
+                Content::Part(part) => {
+                    part.manifest.check(&image, |_| true)?;
+                    image.part(part.offset, part.len)?
+                }
+                Content::Stream(stream) => unpack(stream, folder)?,
+            };
+        }
+        Ok(Self { image, envelopes })
     }
-    Ok(source)
 }
 
 fn unpack(mut stream: Box<dyn Read + Send>, folder: Option<&Path>) -> anyhow::Result<FileSource> {

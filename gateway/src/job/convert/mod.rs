@@ -23,7 +23,11 @@ use tokio::runtime::Handle;
 use self::unwrapped::Image;
 use super::{JobContext, JobError};
 use crate::{
-    image::{annotate, wishes},
+    image::{
+        annotate::{self, Said},
+        read_at::ObjectImage,
+        wishes::{self, ImagePolicy},
+    },
     workers::{half_of_the_cores, in_order},
 };
 
@@ -46,11 +50,11 @@ pub(super) async fn run(
         Err(error) if error.kind() == ErrorKind::NoSuchKey => return Ok("nothing to do: the source is gone".to_owned()),
         Err(error) => return Err(error.into()),
     };
-    let known = annotate::image_annotations(source.reader()).await;
-    annotate::note(&context.app, bucket, key, version, &known).await;
     let derived_key = derived_key(key, target)?;
-    context.stage("planning", None);
-    let (content, etag) = convert(context, &source, version, target).await?;
+    let looked = Looked::new(context, bucket, key, &source).await?;
+    let image = Image::of(context, &source).await?;
+    let known = looked.at_inside(&image).await?;
+    let (content, etag) = convert(context, &source, image, target).await?;
     context.stage("committing", None);
     let size = content.size();
     let new = NewObject {
@@ -81,10 +85,83 @@ pub(super) async fn run(
     Ok(format!("{derived_key}, {size} bytes"))
 }
 
+/// What is known of a source, from outside and from inside of its envelopes.
+struct Looked<'a> {
+    context: &'a JobContext,
+    bucket: &'a BucketName,
+    key: &'a ObjectKey,
+    source: &'a OpenObject,
+    policy: ImagePolicy,
+    known: BTreeMap<String, String>,
+}
+
+impl<'a> Looked<'a> {
+    /// Looks at the source as it is.
+    async fn new(
+        context: &'a JobContext,
+        bucket: &'a BucketName,
+        key: &'a ObjectKey,
+        source: &'a OpenObject,
+    ) -> Result<Self, JobError> {
+        let tags = context.app.store.bucket(bucket).await?.tags;
+        let said = Said::new(key.as_str(), source.record.headers.content_type.as_deref());
+        let found = annotate::look_at_image(ObjectImage::new(source.reader()), said).await;
+        annotate::note(&context.app, bucket, key, source.record.layout_id, &found.annotations).await;
+        let looked = Self {
+            context,
+            bucket,
+            key,
+            source,
+            // What an older release let through is as if it were not there.
+            policy: wishes::image_policy(&tags).unwrap_or(ImagePolicy::Lenient),
+            known: found.annotations,
+        };
+        looked.allow(found.disagreement)?;
+        Ok(looked)
+    }
+
+    /// Looks at the image that was in the source. What is found is noted of the source too, but for its format.
+    async fn at_inside(self, image: &Image) -> Result<BTreeMap<String, String>, JobError> {
+        if image.envelopes == 0 {
+            return Ok(self.known);
+        }
+        let mut name = self.key.as_str();
+        for _ in 0..image.envelopes {
+            name = without_extension(name, name_start(name)).0;
+        }
+        let bytes = image.bytes(&self.context.app.store, self.source);
+        let found = annotate::look_at_image(bytes, Said::new(name, None)).await;
+        let mut known = found.annotations;
+        let format = known.remove(annotate::FORMAT);
+        annotate::note(
+            &self.context.app,
+            self.bucket,
+            self.key,
+            self.source.record.layout_id,
+            &known,
+        )
+        .await;
+        known.extend(format.map(|format| (annotate::FORMAT.to_owned(), format)));
+        self.allow(found.disagreement)?;
+        Ok(known)
+    }
+
+    /// Refuses an image that is not what somebody said, if the bucket is strict about it.
+    fn allow(&self, disagreement: Option<String>) -> Result<(), JobError> {
+        match (disagreement, self.policy) {
+            (Some(how), ImagePolicy::Strict) => Err(JobError::Failed(format!(
+                "{how}, and the bucket is tagged {}=strict: give the object another key or content type",
+                wishes::IMAGE_POLICY
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The key beside the source with the extension of the target.
 fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
     let extension = target.extension();
-    let name_start = key.as_str().rfind('/').map_or(0, |slash| slash + 1);
+    let name_start = name_start(key.as_str());
     let stem = match without_extension(key.as_str(), name_start) {
         (stem, Some(envelope)) if ENVELOPES.contains(&envelope) => match without_extension(stem, name_start) {
             (inner, Some(image)) if IMAGES.contains(&image) => inner,
@@ -105,6 +182,11 @@ fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
 const ENVELOPES: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
 /// Extensions that stand before those.
 const IMAGES: [&str; 10] = ["img", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "iso", "tar", "ova"];
+
+/// Where the last part of a key starts.
+fn name_start(key: &str) -> usize {
+    key.rfind('/').map_or(0, |slash| slash + 1)
+}
 
 /// The name without its extension, and the extension, if there is one behind `name_start`.
 fn without_extension(name: &str, name_start: usize) -> (&str, Option<&str>) {
@@ -159,10 +241,9 @@ fn derived(content: Content, etag: String, source: &ObjectRecord, key: &ObjectKe
 async fn convert(
     context: &Arc<JobContext>,
     source: &OpenObject,
-    version: LayoutId,
+    image: Image,
     target: Target,
 ) -> Result<(Content, String), JobError> {
-    let image = Image::of(context, source).await?;
     context.stage("planning", None);
     let store = &context.app.store;
     let (bytes, start) = (image.bytes(store, source), image.start);
@@ -190,11 +271,12 @@ async fn convert(
         builder,
         etag: Md5::new(),
     };
-    let source_etag = source.record.etag.clone();
+    let (source_etag, version) = (source.record.etag.clone(), source.record.layout_id);
     let converted = tokio::task::spawn_blocking(move || {
         // Until the end: it is read meanwhile.
         let _unpacked = unpacked;
-        let image = lithos_convert::open(Arc::new(bytes)).map_err(image_error)?.into();
+        let image: Arc<dyn lithos_convert::Image> = lithos_convert::open(Arc::new(bytes)).map_err(image_error)?.into();
+        work.context.app.config.image.check(&*image).map_err(image_error)?;
         // Each version of each object has derivatives with identifiers of their own, and the same ones each time.
         let seed = version.to_string().into_bytes();
         if target.is_encoded() {

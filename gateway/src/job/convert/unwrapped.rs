@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lithos_convert::{Content as Inside, EXPANDED_MAX, NESTING_MAX, ReadAt, Slice, unwrap};
+use lithos_convert::{Content as Inside, ReadAt, Slice, unwrap};
 use lithos_storage::{Content, ContentBuilder, ObjectReader, OpenObject, Store};
 use tokio::runtime::Handle;
 
@@ -28,6 +28,8 @@ pub(super) struct Image {
     /// Where it starts there.
     pub(super) start: u64,
     len: u64,
+    /// How many envelopes it was taken out of.
+    pub(super) envelopes: usize,
 }
 
 impl Image {
@@ -37,8 +39,9 @@ impl Image {
             unpacked: None,
             start: 0,
             len: source.reader().size(),
+            envelopes: 0,
         };
-        for _ in 0..NESTING_MAX {
+        for _ in 0..context.app.config.image.nesting_max {
             let bytes: Arc<dyn ReadAt> = Arc::new(image.bytes(&context.app.store, source));
             let builder = context.app.store.content_builder(None).await?;
             let (context, runtime) = (Arc::clone(context), Handle::current());
@@ -51,11 +54,13 @@ impl Image {
                 Some(Opened::Part { offset, len }) => Self {
                     start: image.start + offset,
                     len,
-                    ..image
+                    envelopes: image.envelopes + 1,
+                    unpacked: image.unpacked,
                 },
                 Some(Opened::Unpacked(content)) => Self {
                     start: 0,
                     len: content.size(),
+                    envelopes: image.envelopes + 1,
                     unpacked: Some(content),
                 },
             };
@@ -90,7 +95,7 @@ fn open(
     bytes: &Arc<dyn ReadAt>,
     builder: ContentBuilder,
 ) -> Result<Option<Opened>, JobError> {
-    match unwrap(bytes, EXPANDED_MAX).map_err(image_error)? {
+    match unwrap(bytes, &context.app.config.image).map_err(image_error)? {
         None => Ok(None),
         Some(Inside::Part(part)) => {
             context.stage("checking digests", Some(part.manifest.len()));

@@ -56,6 +56,7 @@ impl Site {
             zones: vec![zone.parse().unwrap()],
             domains: Vec::new(),
             import: ImportConfig::default(),
+            image: lithos_convert::Limits::DEFAULT,
             workers: 1,
             bounds: Bounds::default(),
             reserve: Reserve::Bytes(0),
