@@ -4,3 +4,4 @@
 
 mod convert;
 mod envelope;
+mod matrix;
