@@ -88,7 +88,7 @@ fuzz: ## feeds a parser with broken images for MINUTES=15; TARGET= is one of con
 	@deploy/bootstrap build
 	@command -v cargo-fuzz >/dev/null || { echo 'fuzz: no cargo-fuzz here (cargo install --locked cargo-fuzz)' >&2; exit 1; }
 	@[[ -n '$(TARGET)' ]] || { echo "fuzz: which TARGET=? $$(cd convert/fuzz/fuzz_targets && echo * | sed 's/\.rs//g')" >&2; exit 2; }
-	@[[ -d convert/fuzz/corpus ]] || convert/fuzz/seed "$$(deploy/bootstrap --print-iso)"
+	@[[ -d convert/fuzz/corpus/$(TARGET) ]] || convert/fuzz/seed "$$(deploy/bootstrap --print-iso)"
 	cargo fuzz run $(fuzz_flags) '$(TARGET)' -- -max_total_time=$$((60 * $(or $(MINUTES),15))) -timeout=20 -rss_limit_mb=2048 -max_len=34000
 
 lint: ## format, clippy, docs, scripts, licenses

@@ -1,5 +1,6 @@
 //! OVA: a tar archive of a virtual machine, whose descriptor (OVF, DMTF DSP0243 2.1) names its disks.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use sha1::Sha1;
@@ -14,6 +15,11 @@ use crate::{Error, Format, ReadAt};
 const TEXT_LEN_MAX: u64 = 1 << 20;
 /// How much is read at once to be digested.
 const CHUNK_LEN: usize = 1 << 20;
+/// Most prefixes of namespaces in a descriptor: where elements lie in each other, the parser holds all that are in force
+/// against all others. Those who make descriptors use some ten.
+const PREFIXES_MAX: usize = 32;
+/// Most attributes of an element: the parser holds each against all others. Those who make descriptors use some ten.
+const ATTRIBUTES_MAX: usize = 256;
 
 /// Digests of files of an archive, to be held against their bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -176,6 +182,7 @@ fn text(source: &dyn ReadAt, entry: &Entry) -> Result<String, Error> {
 /// The file of the only disk: `References/File` by the `fileRef` of `DiskSection/Disk`.
 fn disk_file(descriptor: &str) -> Result<String, Error> {
     let broken = |what: &str| Error::corrupt(format!("the OVF descriptor {what}"));
+    bounded(descriptor)?;
     let document = roxmltree::Document::parse(descriptor)
         .map_err(|error| Error::corrupt(format!("the OVF descriptor is no XML: {error}")))?;
     // Attributes are in the namespace of OVF, of which there are several: the local name tells.
@@ -211,9 +218,27 @@ fn disk_file(descriptor: &str) -> Result<String, Error> {
     Ok(href)
 }
 
+/// Refuses what would keep the parser busy for minutes.
+///
+/// Nothing is parsed here: what looks like an attribute in a text counts as well.
+fn bounded(descriptor: &str) -> Result<(), Error> {
+    let ends_name = |char: char| char == '=' || char.is_whitespace();
+    let declarations = descriptor.split("xmlns").skip(1);
+    let prefixes: BTreeSet<_> = declarations.filter_map(|rest| rest.split(ends_name).next()).collect();
+    at_most("the number of namespaces", prefixes.len() as u64, PREFIXES_MAX as u64)?;
+
+    let is_quoted = |value: &&str| value.trim_start().starts_with(['"', '\'']);
+    let attributes = descriptor
+        .split('<')
+        .map(|tag| tag.split('=').skip(1).filter(is_quoted).count());
+    let attributes = attributes.max().unwrap_or_default();
+    at_most("the number of attributes", attributes as u64, ATTRIBUTES_MAX as u64)?;
+    Ok(())
+}
+
 /// Lines of a manifest: `SHA256(disk.vmdk)= 6b86…` (DSP0243, "Manifest file").
 fn manifest(text: &str, entries: &[Entry]) -> Result<Manifest, Error> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let broken = || {
             let line = quote(line.as_bytes());
@@ -239,6 +264,16 @@ fn manifest(text: &str, entries: &[Entry]) -> Result<Manifest, Error> {
                 "the manifest lists {name}, which is not in the archive"
             )));
         };
+        // Each line costs a read of the whole file.
+        if lines
+            .iter()
+            .any(|line| line.name == name && line.algorithm == algorithm)
+        {
+            let (name, algorithm) = (quote(name.as_bytes()), algorithm.name());
+            return Err(Error::corrupt(format!(
+                "the manifest has two {algorithm} digests of {name}"
+            )));
+        }
         lines.push(Line {
             name: name.to_owned(),
             range: entry.offset..entry.offset.saturating_add(entry.len),

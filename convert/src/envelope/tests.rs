@@ -1,6 +1,7 @@
 //! Envelopes made by the libraries and by hand, whole and broken.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::ErrorKind;
@@ -302,13 +303,27 @@ fn forged_zip_directories_are_refused() {
             with(directory + 20, &0x7fff_ffff_u32.to_le_bytes()),
         ),
         ("two lengths", with(directory + 24, &1_u32.to_le_bytes())),
+        ("a file that is longer than the archive, by both its lengths", {
+            let len = 0x7fff_ffff_u32.to_le_bytes();
+            mutated(with(directory + 20, &len), directory + 24, &len, false)
+        }),
         ("an unknown method", with(directory + 10, &99_u16.to_le_bytes())),
         ("encrypted", with(directory + 8, &1_u16.to_le_bytes())),
         ("another checksum", with(directory + 16, &[1, 2, 3, 4])),
     ] {
-        let error = opened(bytes, LARGE);
-        assert!(error.is_err(), "{what}");
+        let error = opened(bytes, LARGE).unwrap_err();
+        assert!(!error.contains("cannot read"), "{what}: {error}");
     }
+}
+
+#[test]
+fn folders_of_a_zip_count() {
+    let mut archive = rawzip::ZipArchiveWriter::new(Vec::new());
+    for number in 0..=Limits::DEFAULT.entries_max {
+        archive.new_dir(format!("{number}/")).create().unwrap();
+    }
+    let error = opened(archive.finish().unwrap(), LARGE).unwrap_err();
+    assert!(error.contains("more than 1000 entries"), "{error}");
 }
 
 const OVF: &str = r#"<?xml version="1.0"?>
@@ -346,6 +361,36 @@ fn an_ova_gives_the_disk_that_its_descriptor_names() {
     }
 }
 
+/// The parser takes the third power of the number of namespaces in each other, and the square of that of attributes.
+#[test]
+fn descriptors_that_take_long_to_parse_are_refused() {
+    let namespaces = (0..20_000).fold(String::new(), |text, number| {
+        text + &format!("<a xmlns:a{number}=\"b\">")
+    });
+    let attributes = (0..80_000).fold(String::from("<a"), |text, number| {
+        text + &format!(" a{number:x} = \"\"")
+    });
+    for (descriptor, expected) in [
+        (
+            namespaces + &"</a>".repeat(20_000),
+            "the number of namespaces 20000 is more than 32",
+        ),
+        (attributes + "/>", "the number of attributes 80000 is more than 256"),
+    ] {
+        let error = opened(ova(&descriptor, None), LARGE).unwrap_err();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+/// As long-winded as descriptors may be: a namespace declared by every element, and a license with rules of equals signs.
+#[test]
+fn wordy_descriptors_are_read() {
+    let items = "<Item xmlns:rasd=\"http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2\"/>".repeat(2000);
+    let license = format!("<License>{}</License>", "=".repeat(100_000));
+    let descriptor = OVF.replace("</Envelope>", &format!("{items}{license}</Envelope>"));
+    assert!(opened(ova(&descriptor, None), LARGE).unwrap() == content());
+}
+
 #[test]
 fn ovas_that_contradict_themselves_are_refused() {
     let (other, sha256) = ("0".repeat(64), digest::<sha2::Sha256>());
@@ -365,6 +410,11 @@ fn ovas_that_contradict_themselves_are_refused() {
             OVF.to_owned(),
             Some(format!("MD5(disk1.vmdk)= {other}")),
             "is no digest of a file",
+        ),
+        (
+            OVF.to_owned(),
+            Some(format!("SHA256(disk1.vmdk)= {sha256}\nSHA256(disk1.vmdk)= {sha256}")),
+            "the manifest has two SHA256 digests of \"disk1.vmdk\"",
         ),
         (
             OVF.replace("disk1.vmdk", "disk9.vmdk"),
@@ -424,4 +474,44 @@ fn a_check_can_be_ended() {
         steps < 2
     });
     assert_eq!((ended.unwrap_err().kind(), steps), (ErrorKind::Io, 2));
+}
+
+/// A source that fails after so many reads.
+struct Failing {
+    bytes: Vec<u8>,
+    reads_left: AtomicUsize,
+}
+
+impl ReadAt for Failing {
+    fn size(&self) -> u64 {
+        self.bytes.size()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let left = self
+            .reads_left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map_err(|_| io::Error::other("disk on fire"))?;
+        self.bytes.read_exact_at(buf, offset)
+    }
+}
+
+#[test]
+fn a_source_that_fails_is_not_the_fault_of_the_archive() {
+    let manifest = format!("SHA256(disk1.vmdk)= {}", digest::<sha2::Sha256>());
+    for bytes in [
+        tar(&[("disk.raw", &[7; 2000])]),
+        ova(OVF, Some(&manifest)),
+        zip(&[("disk.raw", &[7; 2000])], true),
+    ] {
+        let failures = (0..).map_while(|reads| {
+            let bytes = bytes.clone();
+            let reads_left = AtomicUsize::new(reads);
+            let source: Arc<dyn ReadAt> = Arc::new(Failing { bytes, reads_left });
+            unwrap(&source, &Limits::DEFAULT).err().map(|error| error.kind())
+        });
+        let failures: Vec<_> = failures.collect();
+        assert!(failures.len() > 2, "more than the start of the file is read");
+        assert!(failures.iter().all(|kind| *kind == ErrorKind::Io), "{failures:?}");
+    }
 }

@@ -1,12 +1,14 @@
 //! ZIP (APPNOTE 6.3): files that are stored or deflated.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ReaderAt, ZipArchive, ZipArchiveEntryWayfinder};
 
 use super::archive::{Entry, only_image};
 use super::{Content, Manifest, Part, Slice, stream, too_many_entries};
+use crate::safety::Region;
 use crate::{Error, Limits, ReadAt};
 
 /// How far from its end the directory of an archive is looked for: the longest comment there can be, and a record.
@@ -19,6 +21,9 @@ impl ReaderAt for Source {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let left = self.0.size().saturating_sub(offset);
         let len = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
+        if len == 0 {
+            return Ok(0);
+        }
         let buf = buf.get_mut(..len).unwrap_or_default();
         self.0.read_exact_at(buf, offset)?;
         Ok(len)
@@ -34,17 +39,29 @@ struct Details {
     crc: u32,
 }
 
+/// What the library says, as ours: a source that cannot be read is not the archive's fault. Its end is.
+fn broken(error: rawzip::Error) -> Error {
+    match error.kind() {
+        rawzip::ErrorKind::IO(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
+            Error::io("a ZIP archive", io::Error::other(error))
+        }
+        _ => Error::corrupt(format!("a ZIP archive: {error}")),
+    }
+}
+
 /// Finds the image of an archive.
 pub(super) fn open(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Content, Error> {
-    let broken = |error: rawzip::Error| Error::corrupt(format!("a ZIP archive: {error}"));
     let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::with_max_search_space(SEARCH_LEN)
         .locate_in_reader(Source(Arc::clone(source)), &mut buffer, source.size())
         .map_err(|(_, error)| broken(error))?;
     let (mut entries, mut details) = (Vec::new(), Vec::new());
     let mut records = archive.entries(&mut buffer);
+    let mut count = 0_usize;
     while let Some(record) = records.next_entry().map_err(broken)? {
-        if entries.len() >= limits.entries_max {
+        // Folders count too: each costs its part of a read.
+        count = count.saturating_add(1);
+        if count > limits.entries_max {
             return Err(too_many_entries(limits.entries_max));
         }
         if record.is_dir() {
@@ -76,13 +93,31 @@ pub(super) fn open(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Content,
         .get_entry(details.place)
         .map_err(broken)?
         .compressed_data_range();
+    content(source, image, details, start..end, limits)
+}
+
+/// The image whose stored or compressed bytes are in `range`.
+fn content(
+    source: &Arc<dyn ReadAt>,
+    image: &Entry,
+    details: &Details,
+    range: Range<u64>,
+    limits: &Limits,
+) -> Result<Content, Error> {
+    let Range { start, end } = range;
     let stored = end.saturating_sub(start);
+    let region = Region {
+        name: "a file of the archive",
+        offset: start,
+        len: stored,
+    };
+    region.inside(source.size())?;
     match details.method {
         CompressionMethod::STORE if stored == details.len => Ok(Content::Part(Part {
             offset: start,
             len: stored,
             name: image.name.clone(),
-            manifest: Manifest::of_crc(&image.name, start..end, details.crc),
+            manifest: Manifest::of_crc(&image.name, range, details.crc),
         })),
         CompressionMethod::STORE => Err(Error::corrupt(format!(
             "a stored file of {stored} bytes, which are {} by the directory",
