@@ -28,6 +28,9 @@ pub(super) fn image_of(source: FileSource, folder: Option<&Path>) -> anyhow::Res
             None => return Ok(source),
             Some(Content::Part(part)) => {
                 part.manifest.check(&source, |_| true)?;
+                if part.is_whole(source.size()) {
+                    return Ok(source);
+                }
                 source.part(part.offset, part.len)?
             }
             Some(Content::Stream(stream)) => unpack(stream, folder)?,

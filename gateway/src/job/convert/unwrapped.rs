@@ -83,7 +83,7 @@ enum Opened {
     Unpacked(Content),
 }
 
-/// Opens one envelope, on a thread that may block.
+/// Opens one envelope, on a thread that may block; `None` if nothing is left to be taken out.
 fn open(
     context: &JobContext,
     runtime: &Handle,
@@ -102,6 +102,9 @@ fn open(
             });
             go_on(context)?;
             checked.map_err(image_error)?;
+            if part.is_whole(bytes.size()) {
+                return Ok(None);
+            }
             Ok(Some(Opened::Part {
                 offset: part.offset,
                 len: part.len,
