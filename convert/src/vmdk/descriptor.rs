@@ -451,6 +451,14 @@ mod tests {
         }
     }
 
+    /// Adds a line to a good descriptor.
+    fn is_refused(line: &str, kind: ErrorKind, reason: &str) {
+        let error = with(line).expect_err(line);
+        assert_eq!((error.kind(), error.reason()), (kind, reason));
+        let place = render(CreateType::MonolithicSparse, 20_480, 0).len() as u64;
+        assert_eq!(error.offset(), Some(place));
+    }
+
     #[test]
     fn lines_that_are_not_understood_are_refused() {
         use ErrorKind::{Corrupt, ReferenceDenied, Unsupported};
@@ -482,6 +490,18 @@ mod tests {
                 Corrupt,
                 "create type \"streamOptimized\" behind create type \"monolithicSparse\"",
             ),
+            ("digest=1", Unsupported, "unknown descriptor line \"digest=1\""),
+            ("nonsense", Unsupported, "unknown descriptor line \"nonsense\""),
+            ("=", Unsupported, "unknown descriptor line \"=\""),
+        ] {
+            is_refused(line, kind, reason);
+        }
+    }
+
+    #[test]
+    fn extents_that_are_not_the_one_file_are_refused() {
+        use ErrorKind::{Corrupt, ReferenceDenied, Unsupported};
+        for (line, kind, reason) in [
             (
                 "RW 10 SPARSE \"/dev/sda\"",
                 ReferenceDenied,
@@ -518,16 +538,8 @@ mod tests {
                 "unknown descriptor line \"RW 10 SPARSE \\\"b.vmdk\\\" 0\"",
             ),
             ("RW 0 SPARSE \"b.vmdk\"", Corrupt, "the extent \"b.vmdk\" is empty"),
-            ("digest=1", Unsupported, "unknown descriptor line \"digest=1\""),
-            ("nonsense", Unsupported, "unknown descriptor line \"nonsense\""),
-            ("=", Unsupported, "unknown descriptor line \"=\""),
         ] {
-            let error = with(line).expect_err(line);
-            assert_eq!((error.kind(), error.reason()), (kind, reason));
-            assert_eq!(
-                error.offset(),
-                Some(render(CreateType::MonolithicSparse, 20_480, 0).len() as u64)
-            );
+            is_refused(line, kind, reason);
         }
     }
 
