@@ -130,6 +130,16 @@ impl Sparse {
         }
     }
 
+    /// Makes the checksums of tar headers hold.
+    pub fn mend_tar(&mut self) {
+        let headers = self.sectors.values_mut().filter(|sector| sector[257..].starts_with(b"ustar"));
+        for header in headers {
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+
     /// Makes the checksums of a GPT hold, for sectors of 512 bytes.
     pub fn mend_gpt(&mut self) {
         if self.read(512, 8) != *b"EFI PART" {

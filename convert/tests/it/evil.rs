@@ -2005,7 +2005,8 @@ fn refuse(image: Vec<u8>) -> Result<(String, Duration)> {
     if let Some(refusal) = inspection.refusal {
         ensure!(refusal.reason == error.to_string(), "{} or {error}", refusal.reason);
     } else {
-        let is_late = error.reason().contains("cluster") || inspection.format.is_envelope();
+        let is_wrapped = inspection.format.is_envelope() && inspection.variant.is_none();
+        let is_late = error.reason().contains("cluster") || is_wrapped;
         ensure!(is_late, "inspected, but: {error}");
     }
     Ok((error.to_string(), taken))
