@@ -154,9 +154,9 @@ pub(super) fn disk<'a>(source: &dyn ReadAt, entries: &'a [Entry]) -> Result<&'a 
 }
 
 /// The digests that come along, if any do.
-pub(super) fn manifest(source: &dyn ReadAt, entries: &[Entry]) -> Result<Manifest, Error> {
+pub(super) fn digests(source: &dyn ReadAt, entries: &[Entry]) -> Result<Manifest, Error> {
     match entries.iter().find(|entry| entry.extension().as_deref() == Some("mf")) {
-        Some(entry) => digests(&text(source, entry)?, entries).map_err(|error| error.at(entry.offset)),
+        Some(entry) => manifest(&text(source, entry)?, entries).map_err(|error| error.at(entry.offset)),
         None => Ok(Manifest::default()),
     }
 }
@@ -215,7 +215,7 @@ fn disk_file(descriptor: &str) -> Result<String, Error> {
 }
 
 /// Lines of a manifest: `SHA256(disk.vmdk)= 6b86…` (DSP0243, "Manifest file").
-fn digests(text: &str, entries: &[Entry]) -> Result<Manifest, Error> {
+fn manifest(text: &str, entries: &[Entry]) -> Result<Manifest, Error> {
     let mut lines = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let broken = || {

@@ -18,7 +18,7 @@ const EXTENSION_LEN_MAX: u64 = 64 << 10;
 pub(super) fn open(source: &dyn ReadAt) -> Result<Part, Error> {
     let entries = entries(source)?;
     let (image, manifest) = if is_ova(&entries) {
-        (ova::disk(source, &entries)?, ova::manifest(source, &entries)?)
+        (ova::disk(source, &entries)?, ova::digests(source, &entries)?)
     } else {
         (only_image(&entries)?, Manifest::default())
     };
