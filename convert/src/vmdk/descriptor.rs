@@ -29,7 +29,6 @@ use nom::sequence::{delimited, preceded};
 use nom::{IResult, Parser};
 
 use super::SECTOR_SIZE;
-use crate::envelope::ENTRIES_MAX;
 use crate::safety::{self, quote};
 use crate::{Error, ErrorKind};
 
@@ -39,9 +38,9 @@ const NO_PARENT: &str = "ffffffff";
 const KEYS_IGNORED: [&str; 3] = ["encoding", "cid", "isnativesnapshot"];
 /// Keys that name another file.
 const KEYS_OF_REFERENCES: [&str; 2] = ["parentfilenamehint", "changetrackpath"];
-/// Most extents of a disk: the files have to lie in one archive, and it holds no more. In extents of 2 GiB, which is what
-/// everybody makes, that is a disk of 2 TB.
-const EXTENT_COUNT_MAX: usize = ENTRIES_MAX;
+/// Most extents of a disk: as many as an archive may have files. In extents of 2 GiB, which is what everybody makes, that is a
+/// disk of 2 TB.
+const EXTENT_COUNT_MAX: usize = 1000;
 
 /// How a disk is cut into files, and how these are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
