@@ -62,28 +62,38 @@ pub(crate) struct BlockImage<B>(pub(crate) B);
 
 impl<B: Blocks> BlockImage<B> {
     fn map_unnamed(&self, guest: u64) -> Result<Mapping, Error> {
-        let left = self.0.virtual_size().saturating_sub(guest);
-        if left == 0 {
-            return Err(Error::beyond_the_disk());
-        }
-        let block_size = self.0.block_size();
-        let index = guest / block_size;
-        let within = guest % block_size;
-        let rest = block_size.get().saturating_sub(within).min(left);
-        Ok(match self.0.block(index)? {
-            Block::Zero { count } => Mapping::Zero {
-                len: count.saturating_mul(block_size.get()).saturating_sub(within).min(left),
-            },
-            Block::Data { offset } => Mapping::in_file(self.0.source(), offset.saturating_add(within), rest)?,
-            Block::Compressed { offset, len, codec } => Mapping::Compressed {
-                offset,
-                len,
-                codec,
-                guest_start: guest.saturating_sub(within),
-                guest_len: within.saturating_add(rest),
-            },
-        })
+        let range = guest..self.0.virtual_size();
+        map_block(self.0.source(), self.0.block_size(), range, |index| self.0.block(index))
     }
+}
+
+/// Finds what is read at the start of `guest`, a range that ends where the disk does; `find` says where in `source` a block is.
+pub(crate) fn map_block(
+    source: &dyn ReadAt,
+    block_size: NonZeroU64,
+    guest: Range<u64>,
+    find: impl FnOnce(u64) -> Result<Block, Error>,
+) -> Result<Mapping, Error> {
+    let left = guest.end.saturating_sub(guest.start);
+    if left == 0 {
+        return Err(Error::beyond_the_disk());
+    }
+    let index = guest.start / block_size;
+    let within = guest.start % block_size;
+    let rest = block_size.get().saturating_sub(within).min(left);
+    Ok(match find(index)? {
+        Block::Zero { count } => Mapping::Zero {
+            len: count.saturating_mul(block_size.get()).saturating_sub(within).min(left),
+        },
+        Block::Data { offset } => Mapping::in_file(source, offset.saturating_add(within), rest)?,
+        Block::Compressed { offset, len, codec } => Mapping::Compressed {
+            offset,
+            len,
+            codec,
+            guest_start: guest.start.saturating_sub(within),
+            guest_len: within.saturating_add(rest),
+        },
+    })
 }
 
 impl<B: Blocks> Image for BlockImage<B> {

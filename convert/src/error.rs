@@ -126,6 +126,14 @@ impl Error {
         }
     }
 
+    /// Says in which part of the file it is.
+    pub(crate) fn within(self, part: &str) -> Self {
+        Self {
+            reason: format!("{part}: {}", self.reason),
+            ..self
+        }
+    }
+
     /// Names the byte at fault, unless a closer look has named one already.
     pub(crate) fn at(self, offset: u64) -> Self {
         Self {

@@ -12,7 +12,7 @@ use crate::qcow2::header::{
 use crate::qcow2::preamble::Preamble;
 use crate::safety::{self, Region, quote};
 use crate::signature::HEAD_LEN;
-use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, ReadAt, Signature, probe};
+use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, ReadAt, Signature, envelope, probe};
 
 /// What is known of an image.
 ///
@@ -96,7 +96,8 @@ pub struct Qcow2Details {
 
 /// Finds out what there is to know about an image, however broken it is.
 ///
-/// Walks over the tables once to see what is allocated, and looks at the guest's disk within bounds of its own.
+/// Walks over the tables once to see what is allocated, and looks at the guest's disk within bounds of its own. Of an envelope
+/// there is little to say, unless it is an OVA that [`open`](crate::open) reads as it is.
 ///
 /// # Errors
 ///
@@ -117,7 +118,8 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
         warnings: Vec::new(),
         refusal: None,
     };
-    if format.is_envelope() {
+    let is_open = format == Format::Tar && envelope::split_disk(source)?.is_some();
+    if format.is_envelope() && !is_open {
         look_at_header(source, &mut inspection)?;
         let warning = "what is in the envelope is seen once it is taken out, as a conversion does";
         inspection.warnings.push(warning.to_owned());
@@ -330,7 +332,8 @@ fn variant_by_start(source: &dyn ReadAt) -> Result<Option<&'static str>, Error> 
 fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
     let image = open_any(source)?;
     inspection.virtual_size = Some(image.virtual_size());
-    inspection.variant = image.variant();
+    // An archive that is opened as it is stays an OVA.
+    inspection.variant = inspection.variant.or(image.variant());
     inspection.block_size = image.block_size();
     inspection.warnings.extend(image.warnings());
     let totals = Totals::of(&*image, |_| ())?;

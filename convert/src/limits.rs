@@ -12,7 +12,7 @@ pub struct Limits {
     pub virtual_size_max: u64,
     /// How many bytes may come out of a compressed envelope.
     pub expanded_bytes_max: u64,
-    /// How deep envelopes may lie in each other.
+    /// How deep envelopes may lie in each other, from here on.
     pub nesting_max: usize,
     /// How many entries an archive may have.
     pub entries_max: usize,
@@ -32,6 +32,15 @@ impl Limits {
         nesting_max: 2,
         entries_max: 1000,
     };
+
+    /// What is accepted of what came out of an envelope.
+    #[must_use]
+    pub fn inside(&self) -> Self {
+        Self {
+            nesting_max: self.nesting_max.saturating_sub(1),
+            ..*self
+        }
+    }
 
     /// Refuses a disk that is too large.
     ///

@@ -5,7 +5,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 
 use crate::probe::probe_strictly;
-use crate::{Codec, Error, Format, ReadAt, RunKind, qcow2, raw, safety, vdi, vhd, vhdx, vmdk};
+use crate::{Codec, Error, Format, ReadAt, RunKind, envelope, qcow2, raw, safety, vdi, vhd, vhdx, vmdk};
 
 /// An open image: a map from the guest's disk to the bytes of the image file.
 ///
@@ -102,6 +102,10 @@ impl Mapping {
 
 /// Opens an image for mapping, having found out its format by its content.
 ///
+/// An OVA whose disk is in several files is opened as it is, as an image of the format VMDK whose offsets are those of the
+/// archive; its digests are for [`Manifest::check`](crate::Manifest::check). Any other envelope is refused: its content has to be
+/// [taken out](crate::unwrap()).
+///
 /// # Errors
 ///
 /// - [`Unsupported`](crate::ErrorKind::Unsupported) names the format or feature that cannot be read.
@@ -129,10 +133,16 @@ pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + '
         format @ (Format::Qcow | Format::Qed | Format::Ploop) => {
             Err(Error::unsupported("images of this format are recognised but cannot be read").with_format(format))
         }
-        format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip | Format::Tar) => {
-            Err(Error::unsupported("an envelope, whose content has to be taken out first").with_format(format))
-        }
+        Format::Tar => match envelope::split_disk(&source)? {
+            Some(disk) => vmdk::open_extents(source, &disk),
+            None => Err(still_wrapped(Format::Tar)),
+        },
+        format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip) => Err(still_wrapped(format)),
     }
+}
+
+fn still_wrapped(format: Format) -> Error {
+    Error::unsupported("an envelope, whose content has to be taken out first").with_format(format)
 }
 
 impl<T: Image + ?Sized> Image for &T {

@@ -7,6 +7,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::signature::HEAD_LEN;
+use crate::vmdk::DESCRIPTOR_MAGIC;
 use crate::{Error, Format, ReadAt, Signature, safety};
 
 /// The outcome of [`probe`](probe()).
@@ -142,7 +143,7 @@ fn signs(head: &[u8]) -> Vec<(Format, u64)> {
             has(0, b"KDMV")
                 || has(0, b"COWD")
                 || has(0, &[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0])
-                || has(0, b"# Disk DescriptorFile"),
+                || has(0, DESCRIPTOR_MAGIC),
         ),
         (Format::Vhd, 0, has(0, b"conectix")),
         (Format::Vhdx, 0, has(0, b"vhdxfile")),

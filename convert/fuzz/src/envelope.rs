@@ -45,23 +45,22 @@ impl ReadAt for Plain {
 /// source.
 pub fn open_envelopes(mut bytes: Vec<u8>) {
     mend_tar(&mut bytes);
-    open_envelope(Arc::new(Plain(bytes)), LIMITS.nesting_max);
+    open_envelope(Arc::new(Plain(bytes)), LIMITS);
 }
 
-fn open_envelope(source: Arc<dyn ReadAt>, nesting: usize) {
+fn open_envelope(source: Arc<dyn ReadAt>, limits: Limits) {
     let format = probe(&source).expect("every content has a format").format;
     walk(Arc::clone(&source));
-    let Some(nesting) = nesting.checked_sub(1) else { return };
-    match unwrap(&source, &LIMITS) {
+    match unwrap(&source, &limits) {
         Ok(None) => assert!(!format.is_envelope(), "{format}"),
         Ok(Some(Content::Part(part))) => {
             check(&*source, &part);
-            open_envelope(Arc::new(Slice::new(source, part.offset, part.len)), nesting);
+            open_envelope(Arc::new(Slice::new(source, part.offset, part.len)), limits.inside());
         }
         Ok(Some(Content::Stream(stream))) => {
             let mut bytes = drain(stream);
             mend_tar(&mut bytes);
-            open_envelope(Arc::new(Plain(bytes)), nesting);
+            open_envelope(Arc::new(Plain(bytes)), limits.inside());
         }
         Err(error) => assert_ne!(error.kind(), ErrorKind::Io, "{error}"),
     }

@@ -25,12 +25,12 @@ const COMPANIONS: [&str; 16] = [
 
 /// A regular file of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) name: String,
+pub(crate) struct Entry {
+    pub(crate) name: String,
     /// Where its bytes start in the archive; for what is compressed there, the compressed ones.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// How many bytes there are.
-    pub(super) len: u64,
+    pub(crate) len: u64,
 }
 
 impl Entry {

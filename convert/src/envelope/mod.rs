@@ -3,13 +3,15 @@
 //! ```text
 //! gz, xz, zst, bz2, a compressed file of a zip ──▶ Content::Stream   a reader: whoever wants to map the image keeps the bytes
 //! tar, ova, an uncompressed file of a zip      ──▶ Content::Part     a stretch of the file: nothing has to be kept
+//! ova with a disk in several files             ──▶ Content::Part     all of the file, which `open` reads as it is
 //! ```
 //!
-//! An envelope may hold another one: a `tar.gz`, an OVA with a compressed disk. Whoever opens them counts, up to
-//! [`Limits::nesting_max`].
+//! An envelope may hold another one: a `tar.gz`, an OVA with a compressed disk. What comes out of one is opened within
+//! [`Limits::inside`].
 //!
 //! An archive has to hold exactly one image: its only file beside checksums, signatures and texts, or the disk that the
-//! descriptor of an OVA (OVF, DMTF DSP0243) names. Names are compared, never opened.
+//! descriptor of an OVA (OVF, DMTF DSP0243) names. That may be the descriptor of a VMDK whose extents are further files of the
+//! archive: they stay where they are. Names are compared, never opened.
 //!
 //! # Bounds
 //!
@@ -28,9 +30,10 @@ use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
+pub(crate) use self::archive::Entry;
 pub use self::ova::Manifest;
 use crate::safety::quote;
-use crate::{Error, Format, Limits, ReadAt, Run, probe};
+use crate::{Error, ErrorKind, Format, Limits, ReadAt, Run, probe};
 
 /// Most bytes that a decoder may keep: the window of `zstd --long=27`, and twice the dictionary of `xz -9`.
 pub const DECODER_MEMORY_MAX: u64 = 128 << 20;
@@ -53,6 +56,8 @@ impl fmt::Debug for Content {
 }
 
 /// A stretch of a file that is an image, or an envelope again.
+///
+/// It may be the whole file: a disk in several files of an archive, which [`open`](crate::open) reads as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// Where it starts, in bytes.
@@ -65,6 +70,37 @@ pub struct Part {
     pub manifest: Manifest,
 }
 
+impl Part {
+    /// Whether it is all of a source of `source_size` bytes: then nothing is left to be taken out, and what was unwrapped is to
+    /// be [opened](crate::open).
+    pub fn is_whole(&self, source_size: u64) -> bool {
+        self.offset == 0 && self.len == source_size
+    }
+}
+
+/// A disk in several files of an archive.
+#[derive(Debug)]
+pub(crate) struct SplitDisk {
+    /// The text that lists them.
+    pub(crate) descriptor: Entry,
+    /// All files of the archive.
+    pub(crate) files: Vec<Entry>,
+}
+
+/// The disk in several files that an OVA holds, if `source` is one and does.
+///
+/// What else is wrong with an archive is [`unwrap`]'s to say.
+///
+/// # Errors
+///
+/// [`Io`](ErrorKind::Io) if the source cannot be read.
+pub(crate) fn split_disk(source: &dyn ReadAt) -> Result<Option<SplitDisk>, Error> {
+    match tar::split_disk(source) {
+        Err(error) if error.kind() == ErrorKind::Io => Err(error.with_format(Format::Tar)),
+        found => Ok(found.unwrap_or_default()),
+    }
+}
+
 /// Opens the envelope that `source` is; `None` if it is none. A stream ends in an error behind
 /// [`Limits::expanded_bytes_max`].
 ///
@@ -75,34 +111,47 @@ pub struct Part {
 /// the source cannot be read. Errors inside of a stream come from its reader.
 pub fn unwrap(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Option<Content>, Error> {
     let format = probe(&**source)?.format;
+    if format.is_envelope() && limits.nesting_max == 0 {
+        let reason = "an envelope that lies in more others than are accepted";
+        return Err(Error::new(ErrorKind::TooLarge, reason).with_format(format));
+    }
     let content = match format {
         Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 => {
             Content::Stream(stream::of(format, Arc::clone(source), limits.expanded_bytes_max)?)
         }
         Format::Zip => zip::open(source, limits).map_err(|error| error.with_format(format))?,
-        Format::Tar => Content::Part(tar::open(source, limits).map_err(|error| error.with_format(format))?),
+        Format::Tar => Content::Part(tar::open(&**source, limits).map_err(|error| error.with_format(format))?),
         _ => return Ok(None),
     };
     Ok(Some(content))
 }
 
 /// A stretch of a source, as a source.
-pub struct Slice {
-    source: Arc<dyn ReadAt>,
+pub struct Slice<S = Arc<dyn ReadAt>> {
+    source: S,
     offset: u64,
     len: u64,
 }
 
-impl Slice {
+impl<S: ReadAt> Slice<S> {
     /// The bytes of `source` from `offset` on, `len` of them, or as many as there are.
-    pub fn new(source: Arc<dyn ReadAt>, offset: u64, len: u64) -> Self {
+    pub fn new(source: S, offset: u64, len: u64) -> Self {
         let offset = offset.min(source.size());
         let len = len.min(source.size().saturating_sub(offset));
         Self { source, offset, len }
     }
+
+    pub(crate) fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// Where it starts in its source.
+    pub(crate) fn start(&self) -> u64 {
+        self.offset
+    }
 }
 
-impl fmt::Debug for Slice {
+impl<S> fmt::Debug for Slice<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slice")
             .field("offset", &self.offset)
@@ -111,7 +160,7 @@ impl fmt::Debug for Slice {
     }
 }
 
-impl ReadAt for Slice {
+impl<S: ReadAt> ReadAt for Slice<S> {
     fn size(&self) -> u64 {
         self.len
     }
@@ -152,7 +201,7 @@ impl Read for Sequential {
 
 fn too_many_entries(max: usize) -> Error {
     Error::new(
-        crate::ErrorKind::TooLarge,
+        ErrorKind::TooLarge,
         format!("the archive holds more than {max} entries"),
     )
 }

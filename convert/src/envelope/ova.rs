@@ -143,25 +143,28 @@ impl Line {
     }
 }
 
-/// The disk that the descriptor names, and the manifest.
-pub(super) fn open<'a>(source: &dyn ReadAt, entries: &'a [Entry]) -> Result<(&'a Entry, Manifest), Error> {
+/// The disk that the descriptor names.
+pub(super) fn disk<'a>(source: &dyn ReadAt, entries: &'a [Entry]) -> Result<&'a Entry, Error> {
     let Some((descriptor, others)) = entries.split_first() else {
         return Err(Error::corrupt("an OVA without a descriptor"));
     };
     let text = text(source, descriptor)?;
     let name = disk_file(&text).map_err(|error| error.at(descriptor.offset))?;
-    let disk = others.iter().find(|entry| entry.name == name).ok_or_else(|| {
+    others.iter().find(|entry| entry.name == name).ok_or_else(|| {
         let name = quote(name.as_bytes());
         Error::corrupt(format!(
             "the descriptor names the disk {name}, which is not in the archive"
         ))
         .at(descriptor.offset)
-    })?;
-    let manifest = match others.iter().find(|entry| entry.extension().as_deref() == Some("mf")) {
-        Some(entry) => manifest(&self::text(source, entry)?, entries).map_err(|error| error.at(entry.offset))?,
-        None => Manifest::default(),
-    };
-    Ok((disk, manifest))
+    })
+}
+
+/// The digests that come along, if any do.
+pub(super) fn digests(source: &dyn ReadAt, entries: &[Entry]) -> Result<Manifest, Error> {
+    match entries.iter().find(|entry| entry.extension().as_deref() == Some("mf")) {
+        Some(entry) => manifest(&text(source, entry)?, entries).map_err(|error| error.at(entry.offset)),
+        None => Ok(Manifest::default()),
+    }
 }
 
 fn text(source: &dyn ReadAt, entry: &Entry) -> Result<String, Error> {

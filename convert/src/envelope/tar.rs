@@ -1,13 +1,13 @@
 //! tar: POSIX ustar and pax (IEEE Std 1003.1, "pax Interchange Format"), and what GNU tar makes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use tar::{EntryType, Header, PaxExtensions};
 
 use super::archive::{Entry, only_image};
-use super::{Manifest, Part, ova, too_many_entries};
+use super::{Manifest, Part, SplitDisk, ova, too_many_entries};
 use crate::safety::{Region, read_region};
+use crate::vmdk::DESCRIPTOR_MAGIC;
 use crate::{Error, Limits, ReadAt};
 
 const BLOCK_LEN: u64 = 512;
@@ -15,19 +15,53 @@ const BLOCK_LEN: u64 = 512;
 const EXTENSION_LEN_MAX: u64 = 64 << 10;
 
 /// Finds the image of an archive.
-pub(super) fn open(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Part, Error> {
-    let entries = entries(&**source, limits.entries_max)?;
-    let (image, manifest) = match entries.first().and_then(Entry::extension).as_deref() {
-        // The descriptor comes first (DSP0243, "OVF package"): whatever has it there is an OVA.
-        Some("ovf") => ova::open(&**source, &entries)?,
-        _ => (only_image(&entries)?, Manifest::default()),
+pub(super) fn open(source: &dyn ReadAt, limits: &Limits) -> Result<Part, Error> {
+    let entries = entries(source, limits.entries_max)?;
+    let (image, manifest) = if is_ova(&entries) {
+        (ova::disk(source, &entries)?, ova::digests(source, &entries)?)
+    } else {
+        (only_image(&entries)?, Manifest::default())
+    };
+    let (offset, len) = if is_ova(&entries) && is_split(source, image)? {
+        (0, source.size())
+    } else {
+        (image.offset, image.len)
     };
     Ok(Part {
-        offset: image.offset,
-        len: image.len,
+        offset,
+        len,
         name: image.name.clone(),
         manifest,
     })
+}
+
+/// The disk of an OVA, if it is in several files.
+pub(super) fn split_disk(source: &dyn ReadAt) -> Result<Option<SplitDisk>, Error> {
+    let files = entries(source, Limits::DEFAULT.entries_max)?;
+    if !is_ova(&files) {
+        return Ok(None);
+    }
+    let descriptor = ova::disk(source, &files)?;
+    if !is_split(source, descriptor)? {
+        return Ok(None);
+    }
+    let descriptor = descriptor.clone();
+    Ok(Some(SplitDisk { descriptor, files }))
+}
+
+/// The descriptor comes first (DSP0243, "OVF package"): whatever has it there is an OVA.
+fn is_ova(entries: &[Entry]) -> bool {
+    entries.first().and_then(Entry::extension).as_deref() == Some("ovf")
+}
+
+/// Whether a file is the text that lists the files of a disk.
+fn is_split(source: &dyn ReadAt, disk: &Entry) -> Result<bool, Error> {
+    let start = Region {
+        name: "the start of the disk",
+        offset: disk.offset,
+        len: disk.len.min(DESCRIPTOR_MAGIC.len() as u64),
+    };
+    Ok(read_region(source, start.inside(source.size())?)? == DESCRIPTOR_MAGIC)
 }
 
 /// What an extended header says of the entry behind it.

@@ -94,12 +94,12 @@ fn opened(bytes: Vec<u8>, expanded_max: u64) -> Result<Vec<u8>, String> {
         }
         text
     };
-    let limits = Limits {
+    let mut limits = Limits {
         expanded_bytes_max: expanded_max,
         ..Limits::DEFAULT
     };
     let mut file = bytes;
-    for _ in 0..limits.nesting_max {
+    loop {
         let source = source(file.clone());
         file = match unwrap(&source, &limits).map_err(|error| chain(&error))? {
             None => return Ok(file),
@@ -116,11 +116,22 @@ fn opened(bytes: Vec<u8>, expanded_max: u64) -> Result<Vec<u8>, String> {
                 bytes
             }
         };
+        limits = limits.inside();
     }
-    Ok(file)
 }
 
 const LARGE: u64 = 1 << 30;
+
+#[test]
+fn envelopes_lie_in_each_other_only_so_deep() {
+    let twice = gz(&gz(&content()));
+    assert!(opened(twice.clone(), LARGE).unwrap() == content());
+    let error = opened(gz(&twice), LARGE).unwrap_err();
+    assert_eq!(
+        error,
+        "gzip: too large: an envelope that lies in more others than are accepted"
+    );
+}
 
 #[test]
 fn what_is_wrapped_comes_out() {

@@ -25,9 +25,9 @@ use nom::bytes::complete::{tag, take};
 use nom::number::complete::{le_u8, le_u16, le_u32, le_u64};
 use nom::{IResult, Parser};
 
-use super::{SECTOR_SIZE, TABLE_ENTRIES, TABLE_GRAINS};
+use super::{DESCRIPTOR_MAGIC, SECTOR_SIZE, TABLE_ENTRIES, TABLE_GRAINS};
 use crate::safety::{self, Region};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, ReadAt};
 
 pub(super) const HEADER_LEN: u64 = 512;
 const MAGIC: &[u8; 4] = b"KDMV";
@@ -82,6 +82,20 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// Reads the header of a file, and refuses what cannot be read, but for places.
+    pub(super) fn read(file: &dyn ReadAt) -> Result<Self, Error> {
+        let start = Region {
+            name: "header",
+            offset: 0,
+            len: HEADER_LEN.min(file.size()),
+        };
+        let bytes = safety::read_region(file, start)?;
+        refuse_others(&bytes)?;
+        let header = Self::parse(&bytes)?;
+        header.check()?;
+        Ok(header)
+    }
+
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let (_, header) = parse(bytes).map_err(|error| match error {
             nom::Err::Error(error) if error.code == nom::error::ErrorKind::Tag => {
@@ -172,7 +186,7 @@ impl Header {
     }
 
     /// Refuses what cannot be read, but for places.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         if !VERSIONS.contains(&self.version) {
             let reason = format!("version {}, only 1 to 3 are known", self.version);
             return Err(Error::unsupported(reason).at(field::VERSION));
@@ -231,16 +245,16 @@ impl Header {
         Ok(())
     }
 
-    /// The descriptor, if it is bounded and in the file.
-    pub(super) fn descriptor(&self, file_size: u64) -> Result<Region, Error> {
+    /// The descriptor, if there is one; bounded, and in the file.
+    pub(super) fn descriptor(&self, file_size: u64) -> Result<Option<Region>, Error> {
         if self.descriptor_sector == 0 || self.descriptor_sectors == 0 {
-            let reason = "there is no descriptor: the file is an extent of a disk of several files";
-            return Err(Error::new(ErrorKind::ReferenceDenied, reason).at(field::DESCRIPTOR_OFFSET));
+            return Ok(None);
         }
         let len = self.descriptor_sectors.saturating_mul(SECTOR_SIZE);
         safety::at_most("descriptor size", len, DESCRIPTOR_LEN_MAX)
             .map_err(|error| error.at(field::DESCRIPTOR_SIZE))?;
         placed("descriptor", self.descriptor_sector, len, &[], file_size)
+            .map(Some)
             .map_err(|error| error.at(field::DESCRIPTOR_OFFSET))
     }
 
@@ -257,6 +271,19 @@ impl Header {
         let redundant = placed(name, self.redundant_sector, len, &taken, file_size)
             .map_err(|error| error.at(field::REDUNDANT_DIRECTORY))?;
         Ok((directory, Some(redundant)))
+    }
+}
+
+/// Names the formats that share the extension, and the descriptor that stands alone.
+fn refuse_others(head: &[u8]) -> Result<(), Error> {
+    let others: [(&[u8], &str); 3] = [
+        (b"COWD", "a VMFS sparse extent (COWD)"),
+        (&[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0], "a VMFS sparse extent (SESparse)"),
+        (DESCRIPTOR_MAGIC, "a descriptor alone, whose disk is in other files"),
+    ];
+    match others.into_iter().find(|(magic, _)| head.starts_with(magic)) {
+        Some((_, what)) => Err(Error::unsupported(format!("the file is {what}")).at(0)),
+        None => Ok(()),
     }
 }
 

@@ -1,4 +1,5 @@
-//! VMDK of one file: reading monolithicSparse and streamOptimized, writing both.
+//! VMDK: reading and writing monolithicSparse and streamOptimized, and reading disks of several files that lie in one archive:
+//! monolithicFlat, twoGbMaxExtentFlat and twoGbMaxExtentSparse.
 //!
 //! ```text
 //! header │ descriptor │ redundant grain directory and tables │ grain directory and tables │ grains of 64 KiB
@@ -11,6 +12,8 @@
 //! The descriptor is text. It has to describe just this file: what names another one, by a parent, an extent with a path, or a
 //! line that is not known, is refused. So are the formats of VMFS: COWD and `SESparse`.
 //!
+//! A descriptor that is a file of its own is readable where an OVA has all its extents beside it (`extents`); alone it is refused.
+//!
 //! The redundant directory is a copy for repairs; it is held to the file, but not read.
 //!
 //! Differs: QEMU ignores lines of the descriptor that it does not know, and opens the files that others name.
@@ -18,15 +21,20 @@
 //! Format: `VMware`, "Virtual Disk Format", technical note, version 5.0.
 
 mod descriptor;
+mod extents;
+mod grains;
 mod header;
 pub(crate) mod planner;
 mod reader;
 pub(crate) mod stream;
 
+pub(crate) use extents::open as open_extents;
 pub(crate) use reader::open;
 
 use std::num::NonZeroU64;
 
+/// How a descriptor begins that is a file of its own.
+pub(crate) const DESCRIPTOR_MAGIC: &[u8] = b"# Disk DescriptorFile";
 /// What everything is counted in.
 const SECTOR_SIZE: u64 = 512;
 /// The same, known not to be zero.

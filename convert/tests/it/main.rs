@@ -17,4 +17,5 @@ mod support;
 mod vdi_source;
 mod vhd_source;
 mod vhdx_source;
+mod vmdk_extents;
 mod vmdk_source;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lithos_convert::{Content, Format, Guest, Limits, ReadAt, Target, inspect, open, plan, unwrap};
 use proptest::prelude::*;
 
-use crate::support::{Sparse, build, encoded, encoded_targets, noise, planned};
+use crate::support::{Sparse, build, encoded, encoded_targets, noise, ova, planned};
 
 /// Disks of up to 1 MiB with a few stretches of data.
 fn disks() -> impl Strategy<Value = Vec<u8>> {
@@ -52,7 +52,7 @@ fn seeds() -> &'static [Seed] {
     SEEDS.get_or_init(|| make_seeds().expect("qemu-img, of the Debian package qemu-utils"))
 }
 
-const SEED_COUNT: usize = 15;
+const SEED_COUNT: usize = 17;
 
 fn make_seeds() -> anyhow::Result<Vec<Seed>> {
     let bench = crate::support::Bench::new()?;
@@ -109,8 +109,50 @@ fn make_seeds() -> anyhow::Result<Vec<Seed>> {
     ];
     seeds.push((make("vhdx", "-q", "block_size=1M")?, vhdx.clone(), mend_vhdx));
     seeds.push((make("vhdx", "-q", "block_size=1M")?, vhdx, unmended));
+    for (subformat, extent) in [
+        ("monolithicFlat", "seed-flat.vmdk"),
+        ("twoGbMaxExtentSparse", "seed-s001.vmdk"),
+    ] {
+        let (bytes, tables) = split_seed(&bench, subformat, extent)?;
+        seeds.push((bytes, tables, unmended));
+    }
     let seed = |(bytes, tables, mend)| Seed { bytes, tables, mend };
     Ok(seeds.into_iter().map(seed).collect())
+}
+
+/// An OVA whose disk has its descriptor and its extent in files of their own.
+fn split_seed(
+    bench: &crate::support::Bench,
+    subformat: &str,
+    extent: &str,
+) -> anyhow::Result<(Vec<u8>, Vec<Range<usize>>)> {
+    let options = format!("subformat={subformat}");
+    let args = [
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "vmdk",
+        "-o",
+        &options,
+        "disk.img",
+        "seed.vmdk",
+    ];
+    bench.qemu_img(&args)?;
+    let (text, sectors) = (
+        std::fs::read(bench.path("seed.vmdk"))?,
+        std::fs::read(bench.path(extent))?,
+    );
+    let bytes = ova(&[("disk.vmdk", &text), (extent, &sectors)]);
+    open(Arc::new(bytes.clone()))?;
+    let place = |magic: &[u8]| bytes.windows(magic.len()).position(|window| window == magic);
+    let descriptor = place(&text).map(|start| start..start + text.len());
+    let header = place(b"KDMV").map_or_else(Vec::new, |start| {
+        let parts = [0..80, 10_752..20_480_usize];
+        parts.map(|part| start + part.start..start + part.end).to_vec()
+    });
+    let tables = descriptor.into_iter().chain(header).collect();
+    Ok((bytes, tables))
 }
 
 fn unmended(_: &mut [u8]) {}

@@ -377,6 +377,28 @@ impl WriteAt for Vec<u8> {
     }
 }
 
+/// Describes a machine whose disk is the file `disk.vmdk`.
+pub(crate) const OVF: &str = r#"<?xml version="1.0"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+  <References><File ovf:id="file1" ovf:href="disk.vmdk"/></References>
+  <DiskSection><Disk ovf:diskId="disk1" ovf:fileRef="file1" ovf:capacity="1"/></DiskSection>
+</Envelope>
+"#;
+
+/// An OVA: [`OVF`], and these files behind it.
+pub(crate) fn ova(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in [("machine.ovf", OVF.as_bytes())].iter().chain(files) {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive
+            .append_data(&mut header, name, *bytes)
+            .expect("memory takes everything");
+    }
+    archive.into_inner().expect("memory takes everything")
+}
+
 /// Bytes that look random, the same each time for one seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

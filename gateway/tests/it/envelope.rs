@@ -85,7 +85,7 @@ fn envelopes_that_do_not_open_are_refused_and_described() {
     fail(
         &mut lithos(folder, &["thrice.gz", "out", "--to", "raw"]),
         3,
-        "an envelope, whose content has to be taken out",
+        "an envelope that lies in more others",
     );
     let whole = fs::read(folder.join("disk.qcow2.gz")).expect("there");
     fs::write(folder.join("cut.gz"), &whole[..whole.len() / 2]).expect("written");

@@ -30,19 +30,25 @@ impl Unwrapped {
     /// temporary files are.
     pub(crate) fn of(source: FileSource, folder: Option<&Path>, limits: &Limits) -> anyhow::Result<Self> {
         let (mut image, mut envelopes) = (source, Vec::new());
-        for _ in 0..limits.nesting_max {
+        let mut limits = *limits;
+        loop {
             let shared: Arc<dyn ReadAt> = Arc::new(image.part(0, image.size())?);
-            let Some(content) = unwrap(&shared, limits)? else {
+            let Some(content) = unwrap(&shared, &limits)? else {
                 break;
             };
-            envelopes.push(probe(&*shared)?.format);
-            image = match content {
+            let inner = match content {
                 Content::Part(part) => {
                     part.manifest.check(&image, |_| true)?;
+                    if part.is_whole(image.size()) {
+                        break;
+                    }
                     image.part(part.offset, part.len)?
                 }
                 Content::Stream(stream) => unpack(stream, folder)?,
             };
+            envelopes.push(probe(&*shared)?.format);
+            image = inner;
+            limits = limits.inside();
         }
         Ok(Self { image, envelopes })
     }

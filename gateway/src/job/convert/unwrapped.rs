@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lithos_convert::{Content as Inside, ReadAt, Slice, unwrap};
+use lithos_convert::{Content as Inside, Limits, ReadAt, Slice, unwrap};
 use lithos_storage::{Content, ContentBuilder, ObjectReader, OpenObject, Store};
 use tokio::runtime::Handle;
 
@@ -41,11 +41,12 @@ impl Image {
             len: source.reader().size(),
             envelopes: 0,
         };
-        for _ in 0..context.app.config.image.nesting_max {
+        let mut limits = context.app.config.image;
+        loop {
             let bytes: Arc<dyn ReadAt> = Arc::new(image.bytes(&context.app.store, source));
             let builder = context.app.store.content_builder(None).await?;
             let (context, runtime) = (Arc::clone(context), Handle::current());
-            let opened = tokio::task::spawn_blocking(move || open(&context, &runtime, &bytes, builder));
+            let opened = tokio::task::spawn_blocking(move || open(&context, &runtime, &bytes, &limits, builder));
             image = match opened
                 .await
                 .map_err(|e| JobError::Failed(format!("unpacking ended in a bug: {e}")))??
@@ -64,8 +65,8 @@ impl Image {
                     unpacked: Some(content),
                 },
             };
+            limits = limits.inside();
         }
-        Ok(image)
     }
 
     /// A reader of what it is in.
@@ -88,14 +89,15 @@ enum Opened {
     Unpacked(Content),
 }
 
-/// Opens one envelope, on a thread that may block.
+/// Opens one envelope, on a thread that may block; `None` if nothing is left to be taken out.
 fn open(
     context: &JobContext,
     runtime: &Handle,
     bytes: &Arc<dyn ReadAt>,
+    limits: &Limits,
     builder: ContentBuilder,
 ) -> Result<Option<Opened>, JobError> {
-    match unwrap(bytes, &context.app.config.image).map_err(image_error)? {
+    match unwrap(bytes, limits).map_err(image_error)? {
         None => Ok(None),
         Some(Inside::Part(part)) => {
             context.stage("checking digests", Some(part.manifest.len()));
@@ -107,6 +109,9 @@ fn open(
             });
             go_on(context)?;
             checked.map_err(image_error)?;
+            if part.is_whole(bytes.size()) {
+                return Ok(None);
+            }
             Ok(Some(Opened::Part {
                 offset: part.offset,
                 len: part.len,
