@@ -1,6 +1,6 @@
 //! How much of everything is accepted or done for one image, in one place.
 
-use crate::{Error, ErrorKind, Image};
+use crate::{Error, ErrorKind, Format, Image};
 
 /// What is accepted, whatever an image says of itself; whoever opens images may ask for less.
 ///
@@ -48,12 +48,21 @@ impl Limits {
     ///
     /// [`TooLarge`](ErrorKind::TooLarge), with both sizes.
     pub fn check(&self, image: &dyn Image) -> Result<(), Error> {
-        let (size, max) = (image.virtual_size(), self.virtual_size_max);
-        if size <= max {
+        self.check_size(image.virtual_size(), image.format())
+    }
+
+    /// Refuses a disk of more than [`virtual_size_max`](Self::virtual_size_max) bytes, whose format may not tell how many it has.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](ErrorKind::TooLarge), with both sizes.
+    pub fn check_size(&self, virtual_size: u64, format: Format) -> Result<(), Error> {
+        let max = self.virtual_size_max;
+        if virtual_size <= max {
             return Ok(());
         }
-        let reason = format!("the disk has {size} bytes, and {max} are the most that are accepted here");
-        Err(Error::new(ErrorKind::TooLarge, reason).with_format(image.format()))
+        let reason = format!("the disk has {virtual_size} bytes, and {max} are the most that are accepted here");
+        Err(Error::new(ErrorKind::TooLarge, reason).with_format(format))
     }
 }
 

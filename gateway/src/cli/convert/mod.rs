@@ -8,12 +8,13 @@
 
 mod encode;
 mod output;
+mod pipe;
 mod plan;
 mod source;
 mod unwrapped;
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -23,12 +24,11 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
-use lithos_convert::{
-    ErrorKind, Format, Image, Limits, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed, probe,
-};
+use lithos_convert::{ErrorKind, Format, Image, Limits, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed};
 use serde::Serialize;
 
 use self::output::{Partial, Publish};
+use self::pipe::PipedDisk;
 pub(crate) use self::source::FileSource;
 pub(crate) use self::unwrapped::Unwrapped;
 use crate::{auth::fill_random, config::ImageLimits};
@@ -237,17 +237,17 @@ fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
     if !is_pipe {
         refuse_output(&args.output, args.force)?;
     }
+    let limits = args.limits.check()?;
     let source = if args.input == Path::new("-") {
         match standard_input()? {
             Some(source) => source,
-            None => return from_pipe(args, is_pipe),
+            None => return from_pipe(args, is_pipe, &limits),
         }
     } else {
         FileSource::open(&args.input)?
     };
     let cannot = || format!("cannot convert {}", args.input.display());
     let folder = args.output.parent().filter(|_| !is_pipe);
-    let limits = args.limits.check()?;
     let unwrapped = Unwrapped::of(source, folder, &limits).with_context(cannot)?;
     from_file(args, is_pipe, &Arc::new(unwrapped.image), &limits).with_context(cannot)
 }
@@ -333,14 +333,9 @@ fn share(from: &File, to: &File) -> bool {
 struct NeedsFile(String);
 
 /// A raw disk in one pass.
-fn from_pipe(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
+fn from_pipe(args: &Args, is_pipe: bool, limits: &Limits) -> anyhow::Result<Done> {
     let mut stdin = io::stdin().lock();
-    let start = encode::read_part(Vec::new(), &mut stdin).context("cannot read the standard input")?;
-    let from = probe(&start)?.format;
-    if from != Format::Raw {
-        let reason = format!("a {from} image is not read from start to end: it needs a file, not a pipe");
-        return Err(NeedsFile(reason).into());
-    }
+    let mut disk = PipedDisk::open(&mut stdin, limits)?;
     let is_raw = args.to == Target::RAW;
     if !is_raw && (!args.to.is_encoded() || encode_pipe(&args.to).is_err()) {
         let reason = format!(
@@ -354,49 +349,26 @@ fn from_pipe(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
             .expect("the template is a constant"),
     );
     let mut out = Output::create(&args.output, is_pipe)?;
-    let (virtual_size, file_size) = match (&mut out, is_raw) {
+    let encoded_size = match (&mut out, is_raw) {
         (Output::File(partial), true) => {
-            let size = encode::raw_to_file(start, &mut stdin, &partial.file, &progress)?;
-            (size, size)
+            disk.write_to_file(&partial.file, &progress)?;
+            None
         }
         (Output::Pipe(pipe), true) => {
-            pipe.write_all(&start).context("cannot write the output")?;
-            let size = start.len() as u64 + io::copy(&mut stdin, pipe).context("cannot pass the disk on")?;
-            (size, size)
+            disk.write_to_pipe(pipe, &progress)?;
+            None
         }
-        (out, false) => {
-            let encoding = encode_pipe(&args.to)?;
-            let mut counted = Counted {
-                pipe: &mut stdin,
-                len: start.len() as u64,
-            };
-            let file_size = encode::from_pipe(&encoding, start, &mut counted, out, &progress)?;
-            (counted.len, file_size)
-        }
+        (out, false) => Some(encode::from_pipe(&encode_pipe(&args.to)?, &mut disk, out, &progress)?),
     };
     out.finish(args)?;
     progress.finish_and_clear();
     Ok(Done {
-        from,
-        virtual_size,
+        from: Format::Raw,
+        virtual_size: disk.len(),
         copied: None,
         decoded: None,
-        file_size,
+        file_size: encoded_size.unwrap_or(disk.len()),
     })
-}
-
-/// A pipe, and how much came out of it.
-struct Counted<'a> {
-    pipe: &'a mut dyn Read,
-    len: u64,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.pipe.read(buf)?;
-        self.len += read as u64;
-        Ok(read)
-    }
 }
 
 fn progress_bar(len: u64) -> ProgressBar {
