@@ -37,7 +37,7 @@ pub(crate) fn s3_error(error: Error) -> S3Error {
         Kind::TooLarge => S3ErrorCode::EntityTooLarge,
         Kind::IncompleteBody => S3ErrorCode::IncompleteBody,
         Kind::BodyFailed => return body_error(&error),
-        Kind::PreconditionFailed => S3ErrorCode::PreconditionFailed,
+        Kind::PreconditionFailed | Kind::SourceChanged => S3ErrorCode::PreconditionFailed,
         Kind::Contended => S3ErrorCode::SlowDown,
         Kind::StorageFull => {
             tracing::error!(error = &error as &dyn std::error::Error, "the disk is full");

@@ -115,6 +115,7 @@ async fn put(store: &Store, bucket: &BucketName, name: &str) {
         last_modified: None,
         condition: WriteCondition::Always,
         fence: None,
+        source: None,
     };
     store
         .put_object(bucket, &key, new, |_, _| Ok(Vec::new()))

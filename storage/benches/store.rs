@@ -176,6 +176,7 @@ impl Bench {
             last_modified: None,
             condition: WriteCondition::Always,
             fence: None,
+            source: None,
         };
         let put = self
             .store

@@ -41,6 +41,8 @@ pub enum ErrorKind {
     BodyFailed,
     /// The object, layout or lease that the operation builds on has changed; look again.
     PreconditionFailed,
+    /// What the object was made of is no longer the current version.
+    SourceChanged,
     /// Too many concurrent changes of the same keys; try again.
     Contended,
     /// The engine could not say whether the transaction was committed.

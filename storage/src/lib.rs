@@ -97,7 +97,7 @@ pub use self::{
     list_versions::{ListVersions, VersionEntry},
     lock::Governance,
     multipart::{CompletedPart, NewUpload, OpenUpload, PartListing},
-    object::{DeleteCondition, Deleted, NewObject, OpenObject, PutOutcome, WriteCondition},
+    object::{DeleteCondition, Deleted, JOBS_MAX, NewObject, OpenObject, PutOutcome, SourceVersion, WriteCondition},
     part_checksum::PARTS_A_READ_MAX,
     peer::{PEERS_MAX, PeerRecord},
     read::{ObjectReader, ReadStream},

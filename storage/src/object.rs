@@ -24,11 +24,11 @@ use crate::{
     },
     staging::{Content, get},
     store::Store,
-    version::{self, Found, Place, VersionState, no_such_key, object_row},
+    version::{self, Found, Place, VersionState, no_such_key, object_row, read_object},
 };
 
-/// Jobs that an object remembers; the oldest are forgotten first.
-const JOBS_MAX: usize = 16;
+/// Jobs that an object remembers; the oldest are forgotten first. A tag, which has 256 characters, names fewer formats.
+pub const JOBS_MAX: usize = 32;
 /// How often an object that is replaced while it is being opened is looked up again.
 const OPEN_ATTEMPTS_MAX: usize = 64;
 
@@ -59,6 +59,17 @@ pub struct NewObject {
     pub condition: WriteCondition,
     /// The lease of the job that writes it, if a job does.
     pub fence: Option<Fence>,
+    /// What it was made of: written only while that is the current version of an object of the same bucket.
+    pub source: Option<SourceVersion>,
+}
+
+/// A version of an object that another one is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceVersion {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its version.
+    pub layout_id: LayoutId,
 }
 
 /// What must hold of the current version for a write to go ahead. Checked in the transaction that writes.
@@ -170,7 +181,7 @@ impl Store {
     ///
     /// [`ErrorKind::NoSuchBucket`]; [`ErrorKind::StorageFull`] if it would take from the reserve; [`ErrorKind::QuotaExceeded`];
     /// [`ErrorKind::PreconditionFailed`] if the condition does not hold, the job's lease is lost or the content took too
-    /// long; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
+    /// long; [`ErrorKind::SourceChanged`]; [`ErrorKind::OutcomeUnknown`] if the index failed while committing.
     pub async fn put_object(
         &self,
         bucket: &BucketName,
@@ -182,6 +193,7 @@ impl Store {
             mut content,
             condition,
             fence,
+            source,
             ..
         } = new;
         // What is inline goes to the index; all else has been asked about as it was written.
@@ -208,6 +220,7 @@ impl Store {
             let now = self.now();
             let bucket = require_bucket(&mut txn, bucket).await?;
             check_fence(&mut txn, fence.as_ref()).await?;
+            check_source(&mut txn, &bucket, source.as_ref()).await?;
             let place = Place::find(&mut txn, now, &bucket, key).await?;
             check_condition(&condition, key, place.current.as_deref())?;
             let holder = Holder::version(bucket.id, key, place.stamp);
@@ -532,6 +545,21 @@ pub(crate) fn check_condition(
             format!("{key} is not written: {wanted}"),
         ))
     }
+}
+
+/// Asserts that the version something was made of is still the current one; without a source there is nothing to assert.
+async fn check_source(txn: &mut Txn, bucket: &BucketRecord, source: Option<&SourceVersion>) -> Result<()> {
+    let Some(source) = source else {
+        return Ok(());
+    };
+    let current = read_object(txn, &object_row(bucket.id, &source.key)).await?;
+    if current.is_some_and(|current| current.layout_id == source.layout_id) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::SourceChanged,
+        format!("{} was replaced or deleted meanwhile", source.key),
+    ))
 }
 
 fn check_delete(condition: &DeleteCondition, key: &ObjectKey, current: Option<&ObjectRecord>) -> Result<()> {

@@ -398,7 +398,7 @@ pub(crate) async fn version_of(txn: &mut Txn, layout: LayoutId) -> Result<Option
 }
 
 /// The record of a row of table `O`. Boxed: it is moved from future to future.
-async fn read_object(txn: &mut Txn, row: &[u8]) -> Result<Option<Box<ObjectRecord>>> {
+pub(crate) async fn read_object(txn: &mut Txn, row: &[u8]) -> Result<Option<Box<ObjectRecord>>> {
     Ok(get(txn, row).await?.map(Box::new))
 }
 

@@ -201,3 +201,52 @@ async fn an_encoding_that_is_cancelled_leaves_nothing() -> Result<()> {
     qemu_img_check(&qcow2, "qcow2")?;
     qemu_img_compare((&raw, "raw"), (&qcow2, "qcow2"))
 }
+
+/// A conversion that takes long writes nothing over what was made of a newer version, nor beside what is gone.
+#[tokio::test]
+async fn a_conversion_of_what_was_replaced_or_deleted_writes_nothing() -> Result<()> {
+    let images = Images::start().await?;
+    let large = images.noise_image("large.img", 256 * MIB)?;
+    let small = images.sparse_image("small.img", 4 * MIB)?;
+    images.put_file(&large, "disk.img").await?;
+    images.tag("disk.img", &[("convert-to", "qcow2:zlib-4k")]).await?;
+    let overtaken = images.await_stage("disk.img", "encoding").await?;
+    images.put_file(&small, "disk.img").await?;
+    images.tag("disk.img", &[("convert-to", "qcow2:zlib-4k")]).await?;
+    images.await_done("disk.img").await?;
+    let result = await_result(&images, &overtaken).await?;
+    ensure!(result.contains("disk.img was replaced"), "{result}");
+    let qcow2 = images.get_file("disk.zlib-4k.qcow2", "disk.qcow2").await?;
+    qemu_img_compare((&small, "raw"), (&qcow2, "qcow2"))?;
+    let head = images.head("disk.img").await?;
+    let made_of = images.metadata("disk.zlib-4k.qcow2", "image-source-etag").await?;
+    ensure!(
+        head.e_tag.map(|etag| etag.replace('"', "")) == made_of,
+        "the derivative does not say of what version it is: {made_of:?}"
+    );
+
+    images.put_file(&large, "gone.img").await?;
+    images.tag("gone.img", &[("convert-to", "qcow2:zlib-4k")]).await?;
+    let job = images.await_stage("gone.img", "encoding").await?;
+    let delete = images.bench.client.delete_object().bucket(&images.bench.bucket);
+    delete.key("gone.img").send().await?;
+    let result = await_result(&images, &job).await?;
+    ensure!(result.contains("gone.img was replaced or deleted"), "{result}");
+    images.bench.expect_absent("gone.zlib-4k.qcow2").await
+}
+
+/// What a job that is done says of itself.
+async fn await_result(images: &Images, id: &str) -> Result<String> {
+    let begun = Instant::now();
+    loop {
+        let job = images.job(id).await?;
+        if job["state"] == "done" {
+            return Ok(job["result"].as_str().unwrap_or_default().to_owned());
+        }
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "a job that is not done: {job}"
+        );
+        tokio::time::sleep(POLL).await;
+    }
+}

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 use lithos_convert::{Inspection, Target, inspect_declared};
-use lithos_storage::{BucketName, ObjectKey};
+use lithos_storage::{BucketName, JOBS_MAX, ObjectKey};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Most targets of one request: as many jobs are noted with an object.
-const TARGETS_MAX: usize = 16;
+const TARGETS_MAX: usize = JOBS_MAX;
 
 /// Which object to look at.
 #[derive(Debug, Deserialize)]

@@ -22,6 +22,8 @@ const OS: &str = "image-os";
 const BOOT: &str = "image-boot";
 /// Annotation: the key of the object that this one was derived from.
 pub(crate) const DERIVED_FROM: &str = "image-derived-from";
+/// Annotation: the `ETag` that the object had then. Where it has another one now, this is a derivative of an older version.
+pub(crate) const SOURCE_ETAG: &str = "image-source-etag";
 /// Annotation: why the image will not be converted, or how it is unlike what its key or content type says.
 pub(crate) const WARNING: &str = "image-warning";
 
@@ -29,7 +31,7 @@ pub(crate) const WARNING: &str = "image-warning";
 pub(crate) const JOBS: &str = "image-jobs";
 
 /// All that the server says about images by itself, which nobody else can say.
-pub(crate) const SHOWN: [&str; 9] = [
+pub(crate) const SHOWN: [&str; 10] = [
     FORMAT,
     VIRTUAL_SIZE,
     PARTITION_TABLE,
@@ -37,6 +39,7 @@ pub(crate) const SHOWN: [&str; 9] = [
     OS,
     BOOT,
     DERIVED_FROM,
+    SOURCE_ETAG,
     WARNING,
     JOBS,
 ];

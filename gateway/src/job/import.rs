@@ -126,6 +126,7 @@ async fn commit(
         last_modified: None,
         condition: WriteCondition::Always,
         fence: Some(context.fence),
+        source: None,
     };
     let put = app.store.put_object(bucket, key, new, |bucket_record, record| {
         user::require_owner(app, bucket_record, &record.owner)?;

@@ -213,6 +213,7 @@ fn copied(content: Content, record: &ObjectRecord, owner: String) -> NewObject {
         last_modified: None,
         condition: WriteCondition::default(),
         fence: None,
+        source: None,
     }
 }
 

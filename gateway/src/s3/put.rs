@@ -130,6 +130,7 @@ pub(super) async fn user_upload(
         last_modified: None,
         condition,
         fence: None,
+        source: None,
     };
     commit(app, bucket, key, new, lock).await
 }

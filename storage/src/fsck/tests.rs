@@ -156,6 +156,7 @@ impl World {
             last_modified: None,
             condition: WriteCondition::Always,
             fence: None,
+            source: None,
         };
         let key: ObjectKey = key.parse().unwrap();
         self.store

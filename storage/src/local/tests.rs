@@ -39,6 +39,7 @@ async fn put(store: &Store, name: &str, data: &[u8]) -> Result<()> {
         last_modified: None,
         condition: WriteCondition::Always,
         fence: None,
+        source: None,
     };
     let key: ObjectKey = name.parse()?;
     store.put_object(&bucket(), &key, new, |_, _| Ok(Vec::new())).await?;

@@ -68,6 +68,7 @@ impl Site {
             last_modified: None,
             condition: WriteCondition::Always,
             fence: None,
+            source: None,
         };
         self.store
             .put_object(&bucket(), &key(name), new, |_, _| Ok(Vec::new()))

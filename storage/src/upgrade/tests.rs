@@ -74,6 +74,7 @@ async fn put(store: &Store, bucket: &BucketName, key: &ObjectKey, len: usize) {
         last_modified: None,
         condition: WriteCondition::Always,
         fence: None,
+        source: None,
     };
     store.put_object(bucket, key, new, |_, _| Ok(Vec::new())).await.unwrap();
 }

@@ -1,11 +1,11 @@
 //! The queue of jobs.
 
 use lithos_storage::{
-    ErrorKind, JobId, Limits,
+    ErrorKind, JobId, Limits, NewObject, SourceVersion, Versioning,
     job::{Ending, Fence, JobState, KEEP_MILLIS, LEASE_MILLIS, Lease, NewJob, Progress},
 };
 
-use crate::world::{World, key, new_object};
+use crate::world::{SMALL, World, key, new_object};
 
 fn job(subject: &str) -> NewJob {
     NewJob {
@@ -245,4 +245,42 @@ async fn a_job_that_is_too_large_is_refused() {
         world.store.job(id).await.unwrap().message.len() <= 8 << 10,
         "a long message is cut"
     );
+}
+
+#[tokio::test]
+async fn what_is_made_of_a_version_is_written_only_while_that_is_current() {
+    let world = World::memory(SMALL).await;
+    let derive = async |layout_id| {
+        let content = world.store.content_builder(None).await.unwrap().finish().await.unwrap();
+        let new = NewObject {
+            source: Some(SourceVersion {
+                key: key("source"),
+                layout_id,
+            }),
+            ..new_object(content, "0".repeat(32))
+        };
+        let name = key("derived");
+        let put = world.store.put_object(&world.bucket, &name, new, |_, _| Ok(Vec::new()));
+        put.await.map(|_| ()).map_err(|error| error.kind())
+    };
+    let current = async || {
+        let open = world.store.open_object(&world.bucket, &key("source")).await;
+        open.unwrap().record.layout_id
+    };
+    world.put("source", b"first").await.unwrap();
+    let first = current().await;
+    assert_eq!(derive(first).await, Ok(()));
+
+    world.put("source", b"second").await.unwrap();
+    let second = current().await;
+    assert_eq!(derive(first).await, Err(ErrorKind::SourceChanged));
+    assert_eq!(derive(second).await, Ok(()));
+
+    // Nor is it where versions stay: the one that it was made of is no longer the one that is seen.
+    world.set_versioning(Versioning::Enabled).await;
+    world.put("source", b"third").await.unwrap();
+    assert_eq!(derive(second).await, Err(ErrorKind::SourceChanged));
+    let third = current().await;
+    world.store.delete_object(&world.bucket, &key("source")).await.unwrap();
+    assert_eq!(derive(third).await, Err(ErrorKind::SourceChanged));
 }

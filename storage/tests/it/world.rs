@@ -83,6 +83,7 @@ pub(crate) fn new_object(content: Content, etag: String) -> NewObject {
         last_modified: None,
         condition: WriteCondition::Always,
         fence: None,
+        source: None,
     }
 }
 

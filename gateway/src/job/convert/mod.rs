@@ -15,7 +15,7 @@ use bytes::Bytes;
 use lithos_convert::{Decoder, Encoding, Job, Plan, Segment, Slice, Target};
 use lithos_storage::{
     BucketName, Content, ContentBuilder, ContentHeaders, ErrorKind, LayoutId, NewObject, ObjectKey, ObjectReader,
-    ObjectRecord, OpenObject, Tags, WriteCondition,
+    ObjectRecord, OpenObject, SourceVersion, Tags, WriteCondition,
 };
 use md5::{Digest, Md5};
 use tokio::runtime::Handle;
@@ -45,7 +45,7 @@ pub(super) async fn run(
     let source = match context.app.store.open_object(bucket, key).await {
         Ok(source) if source.record.layout_id == version => source,
         Ok(_) => {
-            return Ok("nothing to do: the source was replaced, and its new version has a job of its own".to_owned());
+            return Ok("nothing to do: the source was replaced".to_owned());
         }
         Err(error) if error.kind() == ErrorKind::NoSuchKey => return Ok("nothing to do: the source is gone".to_owned()),
         Err(error) => return Err(error.into()),
@@ -58,31 +58,26 @@ pub(super) async fn run(
     context.stage("committing", None);
     let size = content.size();
     let new = NewObject {
-        annotations: derived_annotations(&known, key, target),
+        annotations: derived_annotations(&known, key, &source.record.etag, target),
+        fence: Some(context.fence),
         ..derived(content, etag, &source.record, key)
     };
-    let put = context.app.store.put_object(
-        bucket,
-        &derived_key,
-        NewObject {
-            fence: Some(context.fence),
-            ..new
-        },
-        |b, record| {
-            Ok(wishes::replicate(
-                &context.app,
-                bucket.as_str(),
-                derived_key.as_str(),
-                b,
-                record,
-            ))
-        },
-    );
-    put.await.map_err(|error| match error.kind() {
-        ErrorKind::PreconditionFailed => JobError::Failed(error.to_string()),
-        _ => error.into(),
-    })?;
-    Ok(format!("{derived_key}, {size} bytes"))
+    let put = context.app.store.put_object(bucket, &derived_key, new, |b, record| {
+        Ok(wishes::replicate(
+            &context.app,
+            bucket.as_str(),
+            derived_key.as_str(),
+            b,
+            record,
+        ))
+    });
+    match put.await {
+        Ok(_) => Ok(format!("{derived_key}, {size} bytes")),
+        // A new version has jobs of its own, if it is tagged; those may be done already.
+        Err(error) if error.kind() == ErrorKind::SourceChanged => Ok(format!("nothing to do: {error}")),
+        Err(error) if error.kind() == ErrorKind::PreconditionFailed => Err(JobError::Failed(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What is known of a source, from outside and from inside of its envelopes.
@@ -196,10 +191,16 @@ fn without_extension(name: &str, name_start: usize) -> (&str, Option<&str>) {
     }
 }
 
-fn derived_annotations(known: &BTreeMap<String, String>, key: &ObjectKey, target: Target) -> BTreeMap<String, String> {
+fn derived_annotations(
+    known: &BTreeMap<String, String>,
+    key: &ObjectKey,
+    etag: &str,
+    target: Target,
+) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([
         (annotate::FORMAT.to_owned(), target.file_format().to_string()),
         (annotate::DERIVED_FROM.to_owned(), annotate::header_text(key.as_str())),
+        (annotate::SOURCE_ETAG.to_owned(), etag.to_owned()),
     ]);
     annotations.extend(
         known
@@ -234,6 +235,10 @@ fn derived(content: Content, etag: String, source: &ObjectRecord, key: &ObjectKe
             value: annotate::header_text(key.as_str()),
         },
         fence: None,
+        source: Some(SourceVersion {
+            key: key.clone(),
+            layout_id: source.layout_id,
+        }),
     }
 }
 

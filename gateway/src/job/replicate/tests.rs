@@ -166,6 +166,7 @@ impl Site {
             last_modified: None,
             condition: WriteCondition::Always,
             fence: None,
+            source: None,
         };
         let wish = |bucket: &BucketRecord, record: &mut ObjectRecord| {
             Ok(wishes::jobs(&self.app, "images", name, bucket, record))
