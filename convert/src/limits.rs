@@ -1,4 +1,6 @@
 //! How much of everything is accepted or done for one image, in one place.
+//!
+//! Errors name a limit as it is called where it can be set: `image-` and its name here.
 
 use crate::{Error, ErrorKind, Format, Image};
 
@@ -42,26 +44,33 @@ impl Limits {
         }
     }
 
-    /// Refuses a disk that is too large.
+    /// Refuses a disk that is too large, or empty.
     ///
     /// # Errors
     ///
-    /// [`TooLarge`](ErrorKind::TooLarge), with both sizes.
+    /// Those of [`check_size`](Self::check_size).
     pub fn check(&self, image: &dyn Image) -> Result<(), Error> {
         self.check_size(image.virtual_size(), image.format())
     }
 
-    /// Refuses a disk of more than [`virtual_size_max`](Self::virtual_size_max) bytes, whose format may not tell how many it has.
+    /// Refuses a disk of more than [`virtual_size_max`](Self::virtual_size_max) bytes, or of none, of which some formats would make
+    /// a disk of some size.
     ///
     /// # Errors
     ///
-    /// [`TooLarge`](ErrorKind::TooLarge), with both sizes.
+    /// [`TooLarge`](ErrorKind::TooLarge), with both sizes; [`Unsupported`](ErrorKind::Unsupported).
     pub fn check_size(&self, virtual_size: u64, format: Format) -> Result<(), Error> {
         let max = self.virtual_size_max;
+        if virtual_size == 0 {
+            let reason = "the disk is empty: there is nothing to convert";
+            return Err(Error::unsupported(reason).with_format(format));
+        }
         if virtual_size <= max {
             return Ok(());
         }
-        let reason = format!("the disk has {virtual_size} bytes, and {max} are the most that are accepted here");
+        let reason = format!(
+            "the disk has {virtual_size} bytes, and {max} are the most that are accepted here (image-virtual-size-max)"
+        );
         Err(Error::new(ErrorKind::TooLarge, reason).with_format(format))
     }
 }
@@ -118,7 +127,9 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert_eq!(
             error.reason(),
-            "the disk has 1536 bytes, and 1024 are the most that are accepted here"
+            "the disk has 1536 bytes, and 1024 are the most that are accepted here (image-virtual-size-max)"
         );
+        let error = limits.check(&Raw::open(Vec::new()).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 }

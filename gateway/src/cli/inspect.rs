@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use indicatif::BinaryBytes;
 use lithos_convert::{
     Declared, Disk, Error, ErrorKind, Evidence, FileSystem, Format, Inspection, Partition, PartitionTable,
@@ -13,7 +13,7 @@ use lithos_convert::{
 };
 use serde::Serialize;
 
-use super::convert::{FileSource, Unwrapped};
+use super::convert::{Input, Unwrapped};
 use crate::config::ImageLimits;
 
 /// Say what a disk image is: format, sizes, features, and whether it can be converted.
@@ -24,7 +24,7 @@ use crate::config::ImageLimits;
 /// bz2, zip, tar, OVA) is taken out of it first, to a temporary file without a name ($TMPDIR) where that has to be.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The image: a file or a block device.
+    /// The image: a file, a block device, or - for what the standard input was redirected from.
     file: PathBuf,
 
     /// Print JSON, for programs.
@@ -55,7 +55,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn look(args: &Args) -> anyhow::Result<Report> {
-    let source = FileSource::open(&args.file)?;
+    let Input::File(source) = Input::open(&args.file)? else {
+        bail!("it is read here and there: save what comes out of a pipe to a file first");
+    };
     let name = args.file.file_name().unwrap_or_default().to_string_lossy();
     let outside = inspect_declared(&source, &name)?;
     if !outside.format.is_envelope() {
@@ -66,8 +68,10 @@ fn look(args: &Args) -> anyhow::Result<Report> {
     }
     match Unwrapped::of(source, None, &args.limits.check()?) {
         Ok(Unwrapped { image, envelopes }) => {
-            // What is said of the inside is the name without what is said of the envelope.
-            let inside = name.rsplit_once('.').map_or(&*name, |(stem, _)| stem);
+            // What is said of the inside is the name without what is said of the envelopes.
+            let inside = envelopes
+                .iter()
+                .fold(&*name, |name, _| name.rsplit_once('.').map_or(name, |(stem, _)| stem));
             let mut inspection = inspect_declared(&image, inside)?;
             inspection.warnings.extend(outside.disagreement(Declared::Name(&name)));
             Ok(Report { envelopes, inspection })

@@ -7,7 +7,7 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 use lithos_convert::{Encoding, Job, ReadAt};
 
-use super::{Output, pipe::PipedDisk};
+use super::{CANNOT_WRITE, Output, pipe::PipedDisk};
 use crate::workers::{all_cores, in_order};
 
 /// Encodes what is in `source`, and says how large the file has become.
@@ -86,6 +86,6 @@ impl Output {
             Self::File(partial) => partial.file.write_all_at(bytes, offset),
             Self::Pipe(pipe) => pipe.write_all(bytes),
         }
-        .context("cannot write the output")
+        .context(CANNOT_WRITE)
     }
 }

@@ -12,11 +12,10 @@ mod pipe;
 mod plan;
 mod source;
 mod unwrapped;
+mod zeros;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,9 +28,12 @@ use serde::Serialize;
 
 use self::output::{Partial, Publish};
 use self::pipe::PipedDisk;
-pub(crate) use self::source::FileSource;
+pub(crate) use self::source::{FileSource, Input};
 pub(crate) use self::unwrapped::Unwrapped;
 use crate::{auth::fill_random, config::ImageLimits};
+
+/// What goes before the reason where the output is at fault.
+const CANNOT_WRITE: &str = "cannot write the output";
 
 /// The exit code of a command that was given wrongly, as clap has it.
 const USAGE: u8 = 2;
@@ -59,7 +61,7 @@ Exit codes:
 /// The format of INPUT is found out by its content. An image in an envelope (gz, xz, zst, bz2, zip, tar, OVA) is taken out of it,
 /// to a file without a name beside OUTPUT where that has to be. Parts that are all zeros take no space in OUTPUT. Internal snapshots are
 /// left behind; an image that needs a backing file is refused. OUTPUT has its name only when it is whole.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = EXAMPLES, after_help = "Examples and exit codes: --help")]
 pub(crate) struct Args {
     /// The image to read: a file, a block device, or - for standard input. What comes through a pipe has to be a raw disk,
@@ -228,47 +230,30 @@ impl Output {
                 replace: args.force,
                 sync: !args.no_sync,
             }),
-            Self::Pipe(mut pipe) => pipe.flush().context("cannot write the output"),
+            Self::Pipe(mut pipe) => pipe.flush().context(CANNOT_WRITE),
         }
     }
 }
 
 fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
-    if !is_pipe {
-        refuse_output(&args.output, args.force)?;
-    }
-    let limits = args.limits.check()?;
-    let source = if args.input == Path::new("-") {
-        match standard_input()? {
-            Some(source) => source,
-            None => return from_pipe(args, is_pipe, &limits),
-        }
-    } else {
-        FileSource::open(&args.input)?
+    let args = &Args {
+        output: match is_pipe {
+            true => args.output.clone(),
+            false => output::resolve(&args.output, args.force)?,
+        },
+        ..args.clone()
     };
-    let cannot = || format!("cannot convert {}", args.input.display());
+    let limits = args.limits.check()?;
+    let source = match Input::open(&args.input)? {
+        // What is encoded is read anyway, and zeros are found then.
+        Input::File(source) if args.to.is_encoded() => source,
+        Input::File(source) => source.finding_zeros(),
+        Input::Pipe(mut pipe) => return from_pipe(args, is_pipe, &mut pipe, &limits),
+    };
+    let cannot = || format!("cannot convert {} to {}", args.input.display(), args.output.display());
     let folder = args.output.parent().filter(|_| !is_pipe);
     let unwrapped = Unwrapped::of(source, folder, &limits).with_context(cannot)?;
     from_file(args, is_pipe, &Arc::new(unwrapped.image), &limits).with_context(cannot)
-}
-
-/// Refuses before any work what would be refused at the end.
-fn refuse_output(output: &Path, force: bool) -> anyhow::Result<()> {
-    match fs::metadata(output) {
-        Ok(there) if !there.is_file() => bail!("{} is not a regular file", output.display()),
-        Ok(_) if !force => bail!("{} exists; replace it with --force", output.display()),
-        _ => Ok(()),
-    }
-}
-
-/// What standard input was redirected from, unless it is a pipe.
-fn standard_input() -> anyhow::Result<Option<FileSource>> {
-    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let kind = file.metadata()?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Ok(None);
-    }
-    Ok(Some(FileSource::of(file).context("cannot read the standard input")?))
 }
 
 fn seed(args: &Args) -> anyhow::Result<Vec<u8>> {
@@ -333,9 +318,8 @@ fn share(from: &File, to: &File) -> bool {
 struct NeedsFile(String);
 
 /// A raw disk in one pass.
-fn from_pipe(args: &Args, is_pipe: bool, limits: &Limits) -> anyhow::Result<Done> {
-    let mut stdin = io::stdin().lock();
-    let mut disk = PipedDisk::open(&mut stdin, limits)?;
+fn from_pipe(args: &Args, is_pipe: bool, pipe: &mut File, limits: &Limits) -> anyhow::Result<Done> {
+    let mut disk = PipedDisk::open(pipe, limits)?;
     let is_raw = args.to == Target::RAW;
     if !is_raw && (!args.to.is_encoded() || encode_pipe(&args.to).is_err()) {
         let reason = format!(
@@ -382,7 +366,7 @@ fn progress_bar(len: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
+    use std::fs::{self, OpenOptions};
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     fn args(folder: &Path, input: &str, output: &str, to: Target, force: bool) -> Args {

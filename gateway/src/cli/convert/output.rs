@@ -1,15 +1,17 @@
 //! The file that is written: beside its place, until it is whole.
 //!
 //! Where the file system can, it has no name until then, and the kernel takes it away with the process, however that ends. To
-//! replace a file it gets a temporary name for the moment between two system calls.
+//! replace a file it gets a temporary name for the moment between two system calls. It has the mode of the file that it
+//! replaces, and its owner where that may be given away; links to a file that is replaced elsewhere keep the old one.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, open, renameat_with};
 use rustix::io::Errno;
 
@@ -32,25 +34,58 @@ pub(super) struct Partial {
     output: PathBuf,
 }
 
+/// Where a file is to be written: behind symbolic links, as who opens it would. Refuses before any work what would be refused
+/// at the end.
+pub(super) fn resolve(output: &Path, force: bool) -> anyhow::Result<PathBuf> {
+    /// As many as the kernel follows (path_resolution(7)).
+    const LINKS_MAX: usize = 40;
+    let mut path = output.to_owned();
+    for _ in 0..LINKS_MAX {
+        match fs::read_link(&path) {
+            Ok(target) => path = folder_of(&path).join(target),
+            Err(_) => break,
+        }
+    }
+    if output.as_os_str().as_bytes().ends_with(b"/") || path.file_name().is_none() {
+        bail!("{} does not name a file", output.display());
+    }
+    match fs::metadata(&path) {
+        Ok(there) if there.file_type().is_block_device() => bail!(
+            "{0} is a device: write to it by the shell, as in: lithos convert INPUT - --to raw > {0}",
+            output.display()
+        ),
+        Ok(there) if !there.is_file() => bail!("{} is not a regular file", output.display()),
+        Ok(_) if !force => bail!("{} exists; replace it with --force", output.display()),
+        _ => Ok(path),
+    }
+}
+
 impl Partial {
     pub(super) fn create(output: &Path) -> anyhow::Result<Self> {
-        let name = output
-            .file_name()
-            .with_context(|| format!("{} does not name a file", output.display()))?;
-        let mut partial = OsString::from(".");
-        partial.push(name);
-        partial.push(format!(".{}.partial", std::process::id()));
-        let temporary = output.with_file_name(partial);
+        let temporary = output.with_file_name(format!(".lithos-{}.partial", std::process::id()));
         let (file, path) = match unnamed(folder_of(output)) {
             Some(file) => (file, None),
             None => (named(&temporary)?, Some(temporary.clone())),
         };
-        Ok(Self {
+        let partial = Self {
             file,
             path,
             temporary,
             output: output.to_owned(),
-        })
+        };
+        if let Ok(replaced) = fs::metadata(output) {
+            partial.take_after(&replaced)?;
+        }
+        Ok(partial)
+    }
+
+    /// Lets the same people read and write it as another file.
+    fn take_after(&self, replaced: &fs::Metadata) -> anyhow::Result<()> {
+        // Only root gives files away; whoever else replaces a file of somebody's has one of their own then.
+        let _ignored = fchown(&self.file, Some(replaced.uid()), Some(replaced.gid()));
+        let mode = Permissions::from_mode(replaced.mode() & 0o777);
+        let set = self.file.set_permissions(mode);
+        set.with_context(|| format!("cannot give {} its mode", self.output.display()))
     }
 
     /// Syncs the bytes, gives the file its name, and syncs the folder; or only gives it its name.
@@ -154,7 +189,7 @@ mod tests {
         }
     }
 
-    fn names(folder: &Path) -> Vec<OsString> {
+    fn names(folder: &Path) -> Vec<std::ffi::OsString> {
         let entries = fs::read_dir(folder).unwrap();
         entries.map(|entry| entry.unwrap().file_name()).collect()
     }
@@ -175,6 +210,45 @@ mod tests {
                 assert_eq!(names(folder.path()), ["out"]);
             }
         }
+    }
+
+    #[test]
+    fn it_may_be_used_by_whom_the_file_that_it_replaces_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out");
+        fs::write(&output, "old").unwrap();
+        fs::set_permissions(&output, Permissions::from_mode(0o640)).unwrap();
+        let (replace, sync) = (true, false);
+        let partial = Partial::create(&output).unwrap();
+        partial.publish(Publish { replace, sync }).unwrap();
+        let now = fs::metadata(&output).unwrap();
+        assert_eq!((now.mode() & 0o777, now.len()), (0o640, 0));
+    }
+
+    #[test]
+    fn links_are_followed_and_places_that_cannot_be_written_refused() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("far")).unwrap();
+        fs::write(at("far/file"), "").unwrap();
+        symlink("far/file", at("link")).unwrap();
+        symlink("link", at("link-to-link")).unwrap();
+        symlink("far/new", at("dangling")).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        assert_eq!(resolve(&at("link-to-link"), true).unwrap(), at("far/file"));
+        assert_eq!(resolve(&at("dangling"), false).unwrap(), at("far/new"));
+        assert_eq!(resolve(&at("new"), false).unwrap(), at("new"));
+        for (output, force, reason) in [
+            ("link-to-link", false, "exists; replace it with --force"),
+            ("far", true, "is not a regular file"),
+            ("new/", true, "does not name a file"),
+            ("..", true, "does not name a file"),
+        ] {
+            let error = resolve(&at(output), force).unwrap_err().to_string();
+            assert!(error.ends_with(reason), "{error}");
+        }
+        assert!(resolve(Path::new("/dev/null"), true).is_err());
     }
 
     #[test]

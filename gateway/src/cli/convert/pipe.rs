@@ -8,7 +8,7 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 use lithos_convert::{Format, JOB_LEN, Job, Limits, probe};
 
-use super::NeedsFile;
+use super::{CANNOT_WRITE, NeedsFile};
 
 /// What is left out of a file where it is all zeros.
 const HOLE_LEN: usize = 64 << 10;
@@ -27,6 +27,8 @@ impl<'a> PipedDisk<'a> {
     /// Reads the first part, and refuses what is not raw.
     pub(super) fn open(pipe: &'a mut dyn Read, limits: &'a Limits) -> anyhow::Result<Self> {
         let start = read_part(pipe, Vec::new())?;
+        // As an empty file is, but before anything is replaced by nothing: what was to fill the pipe may have failed.
+        limits.check_size(start.len() as u64, Format::Raw)?;
         let from = probe(&start)?.format;
         if from != Format::Raw {
             let reason = format!("a {from} image is not read from start to end: it needs a file, not a pipe");
@@ -51,18 +53,18 @@ impl<'a> PipedDisk<'a> {
             let start = self.len - part.len() as u64;
             for (offset, chunk) in (start..).step_by(HOLE_LEN).zip(part.chunks(HOLE_LEN)) {
                 if chunk.iter().any(|byte| *byte != 0) {
-                    out.write_all_at(chunk, offset).context("cannot write the output")?;
+                    out.write_all_at(chunk, offset).context(CANNOT_WRITE)?;
                 }
             }
             progress.set_position(self.len);
         }
-        out.set_len(self.len).context("cannot write the output")
+        out.set_len(self.len).context(CANNOT_WRITE)
     }
 
     /// Passes the disk on.
     pub(super) fn write_to_pipe(&mut self, out: &mut dyn Write, progress: &ProgressBar) -> anyhow::Result<()> {
         while let Some(part) = self.next_part()? {
-            out.write_all(&part).context("cannot write the output")?;
+            out.write_all(&part).context(CANNOT_WRITE)?;
             progress.set_position(self.len);
         }
         Ok(())
@@ -80,7 +82,7 @@ impl<'a> PipedDisk<'a> {
 fn read_part(pipe: &mut dyn Read, mut part: Vec<u8>) -> anyhow::Result<Vec<u8>> {
     let left = JOB_LEN.saturating_sub(part.len()) as u64;
     let read = pipe.take(left).read_to_end(&mut part);
-    read.context("cannot read the standard input")?;
+    read.context("cannot read the input")?;
     Ok(part)
 }
 

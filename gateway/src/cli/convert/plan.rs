@@ -14,7 +14,7 @@ use lithos_convert::{Decoder, Plan, ReadAt, Segment};
 use rustix::fs::copy_file_range;
 use rustix::io::Errno;
 
-use super::source::FileSource;
+use super::{CANNOT_WRITE, source::FileSource};
 use crate::workers::{all_cores, in_order};
 
 /// How much a worker decodes or writes before it takes up something else.
@@ -48,7 +48,7 @@ pub(super) fn to_file(plan: &Plan, source: &FileSource, out: &File, progress: &P
         progress.set_position(end);
         Ok::<_, anyhow::Error>(())
     })?;
-    Ok(out.set_len(plan.size())?)
+    out.set_len(plan.size()).context(CANNOT_WRITE)
 }
 
 /// Writes every segment, zeros too, one after another.
@@ -70,7 +70,7 @@ pub(super) fn to_pipe(
         }
     };
     in_order(all_cores(), batches, worker, |(bytes, end)| {
-        out.write_all(&bytes).context("cannot write the output")?;
+        out.write_all(&bytes).context(CANNOT_WRITE)?;
         progress.set_position(end);
         Ok::<_, anyhow::Error>(())
     })
@@ -181,14 +181,18 @@ impl Writer<'_> {
     fn write(&mut self, offset: u64, segment: &Segment) -> anyhow::Result<()> {
         let turn = || self.out.lock().unwrap_or_else(PoisonError::into_inner);
         match segment {
-            Segment::Bytes(bytes) => turn().to.write_all_at(bytes, offset)?,
+            Segment::Bytes(bytes) => turn().to.write_all_at(bytes, offset).context(CANNOT_WRITE)?,
             Segment::Zeros { .. } => {}
-            Segment::Copy { source_offset, len } => turn().copy(self.source.start() + source_offset, offset, *len)?,
+            Segment::Copy { source_offset, len } => {
+                let copied = turn().copy(self.source.start() + source_offset, offset, *len);
+                copied.context("cannot copy to the output")?;
+            }
             Segment::Decode { .. } => {
                 let part = self.clusters.decode(self.source, segment)?;
                 for (index, chunk) in part.chunks(HOLE_LEN).enumerate() {
                     if chunk.iter().any(|byte| *byte != 0) {
-                        turn().to.write_all_at(chunk, offset + (index * HOLE_LEN) as u64)?;
+                        let offset = offset + (index * HOLE_LEN) as u64;
+                        turn().to.write_all_at(chunk, offset).context(CANNOT_WRITE)?;
                     }
                 }
             }
