@@ -145,7 +145,7 @@ impl<S: ReadAt> Reader<S> {
 
     /// Walks over the BAT once, and refuses payload that overlaps. It takes a bit for each MiB of the file.
     fn check_bat(&self, blocks: u64) -> Result<(), Error> {
-        let mut used = Bitmap::new(self.source.size() / MIB);
+        let mut used = Bitmap::of_file(self.source.size(), MIB)?;
         let mut block = 0;
         while block < blocks {
             let entries = self.pages.entries(&self.source, self.bat, self.entry_index(block))?;

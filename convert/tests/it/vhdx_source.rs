@@ -606,3 +606,17 @@ fn a_log_of_many_changes_is_not_held_against_each_block() -> Result<()> {
     ensure!(taken < Duration::from_secs(1), "{taken:?}");
     Ok(())
 }
+
+#[test]
+fn a_file_of_exbibytes_takes_no_memory() -> Result<()> {
+    let file = Hollow {
+        size: 1 << 62,
+        ..hollow(1 << 30)?
+    };
+    let error = open(Arc::new(file)).expect_err("it is too large to be minded");
+    ensure!(
+        error.kind() == ErrorKind::TooLarge && error.reason().contains("parts of the file"),
+        "{error}"
+    );
+    Ok(())
+}
