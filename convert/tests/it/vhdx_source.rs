@@ -471,6 +471,11 @@ fn sectors_of_4096_bytes_are_read() -> Result<()> {
     bench.write("disk.vhdx", &bytes)?;
     bench.convert("disk.vhdx", "out.raw", Target::RAW)?;
     ensure!(std::fs::read(bench.path("out.raw"))? == std::fs::read(bench.path("disk.raw"))?);
+    let inspection = inspect(&bytes)?;
+    ensure!(
+        inspection.warnings == ["logical sectors of 4096 bytes, which a conversion leaves behind"],
+        "{inspection:?}"
+    );
     Ok(())
 }
 
