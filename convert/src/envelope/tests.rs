@@ -471,6 +471,22 @@ fn ovas_that_contradict_themselves_are_refused() {
     }
 }
 
+/// Which of two files of one name is meant, tools do not agree on: most unpack the last one.
+#[test]
+fn a_disk_that_is_in_an_archive_twice_is_refused() {
+    let content = content();
+    let files = [
+        ("vm.ovf", OVF.as_bytes()),
+        ("disk1.vmdk", &content),
+        ("disk1.vmdk", b"other"),
+    ];
+    let error = opened(tar(&files), LARGE).unwrap_err();
+    assert!(
+        error.contains("the disk \"disk1.vmdk\", which is in the archive twice"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_check_can_be_ended() {
     let bytes = ova(OVF, Some(&format!("SHA256(disk1.vmdk)= {}", digest::<sha2::Sha256>())));
