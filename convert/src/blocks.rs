@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::map::{Mapping, Origin, Piece, Pieces};
 use crate::pages::{PAGE_LEN, entry_len};
 use crate::plan::{Segment, Totals, zeros};
-use crate::{Codec, Error, Format, Image, ReadAt};
+use crate::{Codec, Error, Format, Image, ReadAt, safety};
 
 /// What the table says about a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -348,6 +348,9 @@ impl Iterator for DataBlocks {
     }
 }
 
+/// Most parts of a file that are minded, in 16 MiB of bits. In parts of a MiB that is a file of 128 TiB, twice the largest disk.
+const PART_COUNT_MAX: u64 = 1 << 27;
+
 /// A bit for each of the equal parts that a file is cut into: which of them are taken.
 #[derive(Debug)]
 pub(crate) struct Bitmap {
@@ -359,6 +362,13 @@ impl Bitmap {
     pub(crate) fn new(last: u64) -> Self {
         let words = usize::try_from(last / 64).unwrap_or(usize::MAX).saturating_add(1);
         Self { words: vec![0; words] }
+    }
+
+    /// The parts of `part_size` bytes that a file has, unless these are too many.
+    pub(crate) fn of_file(file_size: u64, part_size: NonZeroU64) -> Result<Self, Error> {
+        let last = file_size / part_size;
+        safety::at_most("number of parts of the file", last, PART_COUNT_MAX)?;
+        Ok(Self::new(last))
     }
 
     /// Takes a part, and says whether it was there to be taken.

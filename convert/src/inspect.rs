@@ -6,6 +6,7 @@ use crate::disk::{self, Disk};
 use crate::limits::LookLimits;
 use crate::map::open_any;
 use crate::plan::Totals;
+use crate::probe::probe_strictly;
 use crate::qcow2::header::{
     COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA,
 };
@@ -119,14 +120,9 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
         refusal: None,
     };
     let is_open = format == Format::Tar && envelope::split_disk(source)?.is_some();
-    if format.is_envelope() && !is_open {
-        look_at_header(source, &mut inspection)?;
-        let warning = "what is in the envelope is seen once it is taken out, as a conversion does";
-        inspection.warnings.push(warning.to_owned());
-        return Ok(inspection);
-    }
-    let looks = [look_at_header, look_inside];
-    for look in looks {
+    let is_wrapped = format.is_envelope() && !is_open;
+    let look_closer = if is_wrapped { look_at_envelope } else { look_inside };
+    for look in [look_at_header, look_closer] {
         match look(source, &mut inspection) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
@@ -327,6 +323,12 @@ fn variant_by_start(source: &dyn ReadAt) -> Result<Option<&'static str>, Error> 
     } else {
         None
     })
+}
+
+fn look_at_envelope(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {
+    let warning = "what is in the envelope is seen once it is taken out, as a conversion does";
+    inspection.warnings.push(warning.to_owned());
+    probe_strictly(source).map(drop)
 }
 
 fn look_inside(source: &dyn ReadAt, inspection: &mut Inspection) -> Result<(), Error> {

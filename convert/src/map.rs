@@ -98,6 +98,26 @@ impl Mapping {
             RunKind::Data => Self::Data { offset, len },
         })
     }
+
+    /// How long it is; of a compressed cluster, all of it.
+    pub(crate) fn len(self) -> u64 {
+        match self {
+            Self::Zero { len } | Self::Data { len, .. } => len,
+            Self::Compressed { guest_len, .. } => guest_len,
+        }
+    }
+
+    /// At most the first `most` bytes of it. A compressed cluster stays whole.
+    pub(crate) fn cut(self, most: u64) -> Self {
+        match self {
+            Self::Zero { len } => Self::Zero { len: len.min(most) },
+            Self::Data { offset, len } => Self::Data {
+                offset,
+                len: len.min(most),
+            },
+            Self::Compressed { .. } => self,
+        }
+    }
 }
 
 /// Opens an image for mapping, having found out its format by its content.

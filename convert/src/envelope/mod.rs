@@ -32,8 +32,9 @@ use std::sync::Arc;
 
 pub(crate) use self::archive::Entry;
 pub use self::ova::Manifest;
+use crate::probe::probe_strictly;
 use crate::safety::quote;
-use crate::{Error, ErrorKind, Format, Limits, ReadAt, Run, probe};
+use crate::{Error, ErrorKind, Format, Limits, ReadAt, Run};
 
 /// Most bytes that a decoder may keep: the window of `zstd --long=27`, and twice the dictionary of `xz -9`.
 pub const DECODER_MEMORY_MAX: u64 = 128 << 20;
@@ -106,11 +107,11 @@ pub(crate) fn split_disk(source: &dyn ReadAt) -> Result<Option<SplitDisk>, Error
 ///
 /// # Errors
 ///
-/// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported) if it cannot be opened or does
-/// not hold exactly one image, [`TooLarge`](crate::ErrorKind::TooLarge) over a bound, [`Io`](crate::ErrorKind::Io) if
+/// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported) if it is of several formats at once,
+/// cannot be opened or does not hold exactly one image, [`TooLarge`](crate::ErrorKind::TooLarge) over a bound, [`Io`](crate::ErrorKind::Io) if
 /// the source cannot be read. Errors inside of a stream come from its reader.
 pub fn unwrap(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Option<Content>, Error> {
-    let format = probe(&**source)?.format;
+    let format = probe_strictly(&**source)?.format;
     if format.is_envelope() && limits.nesting_max == 0 {
         let reason = "an envelope that lies in more others than are accepted";
         return Err(Error::new(ErrorKind::TooLarge, reason).with_format(format));

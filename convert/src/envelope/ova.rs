@@ -150,13 +150,17 @@ pub(super) fn disk<'a>(source: &dyn ReadAt, entries: &'a [Entry]) -> Result<&'a 
     };
     let text = text(source, descriptor)?;
     let name = disk_file(&text).map_err(|error| error.at(descriptor.offset))?;
-    others.iter().find(|entry| entry.name == name).ok_or_else(|| {
+    let mut named = others.iter().filter(|entry| entry.name == name);
+    let wrong = |what: &str| {
         let name = quote(name.as_bytes());
-        Error::corrupt(format!(
-            "the descriptor names the disk {name}, which is not in the archive"
-        ))
-        .at(descriptor.offset)
-    })
+        Error::corrupt(format!("the descriptor names the disk {name}, which is {what}")).at(descriptor.offset)
+    };
+    match (named.next(), named.next()) {
+        (Some(disk), None) => Ok(disk),
+        (None, _) => Err(wrong("not in the archive")),
+        // Which one is meant, tools do not agree on.
+        (Some(_), Some(_)) => Err(wrong("in the archive twice")),
+    }
 }
 
 /// The digests that come along, if any do.

@@ -471,6 +471,39 @@ fn ovas_that_contradict_themselves_are_refused() {
     }
 }
 
+/// Which of two files of one name is meant, tools do not agree on: most unpack the last one.
+#[test]
+fn a_disk_that_is_in_an_archive_twice_is_refused() {
+    let content = content();
+    let files = [
+        ("vm.ovf", OVF.as_bytes()),
+        ("disk1.vmdk", &content),
+        ("disk1.vmdk", b"other"),
+    ];
+    let error = opened(tar(&files), LARGE).unwrap_err();
+    assert!(
+        error.contains("the disk \"disk1.vmdk\", which is in the archive twice"),
+        "{error}"
+    );
+}
+
+/// A gzip header may hold any bytes as an extra field, such as those of a tar archive with another image.
+#[test]
+fn an_envelope_is_of_one_format() {
+    let compressed = gz(&content());
+    let archive = tar(&[("disk.raw", &content()[..512])]);
+    let mut both = compressed[..3].to_vec();
+    both.push(4);
+    both.extend(&compressed[4..10]);
+    both.extend(500_u16.to_le_bytes());
+    both.extend(&archive[12..512]);
+    both.extend(&compressed[10..]);
+    let error = opened(both.clone(), LARGE).unwrap_err();
+    assert!(error.contains("at byte 257: the file is gzip and tar"), "{error}");
+    let refusal = crate::inspect(&both).unwrap().refusal.expect("it is refused");
+    assert_eq!(refusal.reason, error);
+}
+
 #[test]
 fn a_check_can_be_ended() {
     let bytes = ova(OVF, Some(&format!("SHA256(disk1.vmdk)= {}", digest::<sha2::Sha256>())));

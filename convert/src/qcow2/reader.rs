@@ -39,6 +39,14 @@ enum Run {
     Data { offset: u64, len: u64 },
 }
 
+impl Run {
+    fn len(self) -> u64 {
+        match self {
+            Self::Zero { len } | Self::Data { len, .. } => len,
+        }
+    }
+}
+
 impl<S: ReadAt> Reader<S> {
     pub(crate) fn open(source: S) -> Result<Self, Error> {
         let preamble = Preamble::read(&source)?;
@@ -195,7 +203,8 @@ impl<S: ReadAt> Reader<S> {
         Ok(end.saturating_sub(guest))
     }
 
-    /// Follows the entries of an L2 table from `guest` for as long as they continue one run, within a page.
+    /// Follows the entries of an L2 table from `guest` for as long as they continue one run, within a page and up to the edge of
+    /// a hole of the file. Behind such an edge the entries would be followed anew from each of the others.
     fn run_in(&self, table: Region, guest: u64) -> Result<Mapping, Error> {
         let Geometry { cluster_size, .. } = self.geometry;
         let entry_len = self.geometry.entry_len();
@@ -204,6 +213,7 @@ impl<S: ReadAt> Reader<S> {
         let page_entries = (page.len() as u64).saturating_mul(8) / entry_len;
         let page_end = (page_start / entry_len).saturating_add(page_entries);
         let mut run: Option<Run> = None;
+        let mut in_file: Option<Mapping> = None;
         let mut within = guest % cluster_size;
         for index in first..page_end {
             let entry = index.saturating_mul(entry_len.get());
@@ -221,12 +231,19 @@ impl<S: ReadAt> Reader<S> {
                 Ok(Cluster::Compressed(_)) | Err(_) => break,
                 Ok(cluster) => cluster,
             };
-            if !self.extend_by_cluster(&mut run, cluster, within) {
+            let is_continued = self.extend_by_cluster(&mut run, cluster, within);
+            if let (Some(Run::Data { offset, .. }), None) = (run, in_file) {
+                in_file = Some(Mapping::in_file(&self.source, offset, u64::MAX)?);
+            }
+            let (len, most) = (run.map_or(0, Run::len), in_file.map_or(u64::MAX, Mapping::len));
+            if !is_continued || len >= most {
                 break;
             }
             within = 0;
         }
-        self.finish(run.expect("the first entry of a page begins a run"))
+        let run = run.expect("the first entry of a page begins a run");
+        let mapping = in_file.unwrap_or(Mapping::Zero { len: u64::MAX });
+        Ok(mapping.cut(run.len()))
     }
 
     fn cluster(&self, page: &[u64], within_page: u64) -> Result<Cluster, Error> {
@@ -296,15 +313,6 @@ impl<S: ReadAt> Reader<S> {
         }
     }
 
-    /// Cuts a run at the end of the file and at the edges of holes.
-    fn finish(&self, run: Run) -> Result<Mapping, Error> {
-        match run {
-            Run::Zero { len } => Ok(Mapping::Zero { len }),
-            // Only a last cluster can reach beyond the end, so that all of the run is there, or none, or it ends there.
-            Run::Data { offset, len } => Mapping::in_file(&self.source, offset, len),
-        }
-    }
-
     fn map_unnamed(&self, guest: u64) -> Result<Mapping, Error> {
         let left = self.virtual_size.saturating_sub(guest);
         if left == 0 {
@@ -316,14 +324,7 @@ impl<S: ReadAt> Reader<S> {
                 len: self.absent_len(guest)?,
             },
         };
-        Ok(match mapping {
-            Mapping::Zero { len } => Mapping::Zero { len: len.min(left) },
-            Mapping::Data { offset, len } => Mapping::Data {
-                offset,
-                len: len.min(left),
-            },
-            compressed @ Mapping::Compressed { .. } => compressed,
-        })
+        Ok(mapping.cut(left))
     }
 }
 

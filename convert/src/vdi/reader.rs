@@ -76,7 +76,7 @@ impl<S: ReadAt> Reader<S> {
 
     /// Walks over the map once, and refuses a block that is listed twice. It takes a bit for each MiB of the file.
     fn check_map(&self) -> Result<(), Error> {
-        let mut used = Bitmap::new(self.source.size() / BLOCK_SIZE);
+        let mut used = Bitmap::of_file(self.source.size(), BLOCK_SIZE)?;
         let mut index = 0;
         while index < self.block_count() {
             let entries = self.pages.entries(&self.source, self.map, index)?;

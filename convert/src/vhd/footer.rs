@@ -185,7 +185,8 @@ impl Footer {
 
     /// The size of the guest's disk in bytes, by the rule of its creator.
     pub(super) fn virtual_size(&self) -> u64 {
-        if CREATORS_BY_CURRENT_SIZE.contains(&&self.creator) || self.geometry == Geometry::MAX {
+        let is_largest = self.geometry.sectors() == Geometry::MAX.sectors();
+        if CREATORS_BY_CURRENT_SIZE.contains(&&self.creator) || is_largest {
             // As QEMU does, and as all who count in sectors have to, a part of a sector is left out.
             self.current_size.saturating_sub(self.current_size % SECTOR_SIZE)
         } else {
@@ -265,6 +266,12 @@ mod tests {
             assert_eq!(footer.virtual_size(), expected, "{creator:?}");
             footer.geometry = Geometry::MAX;
             assert_eq!(footer.virtual_size(), 10 << 20, "{creator:?} at the largest geometry");
+            footer.geometry = Geometry {
+                heads: 255,
+                track_sectors: 16,
+                ..Geometry::MAX
+            };
+            assert_eq!(footer.virtual_size(), 10 << 20, "{creator:?} at as many sectors");
         }
     }
 

@@ -26,6 +26,7 @@
 //! Format: MS-VHDX, "Log".
 
 use std::io;
+use std::ops::Range;
 
 use nom::bytes::complete::{tag, take};
 use nom::number::complete::{le_u32, le_u64};
@@ -51,6 +52,9 @@ pub(super) struct Overlay<S> {
     size: u64,
     /// In the order of the log: later ones win.
     patches: Vec<Patch>,
+    /// What they change, in the order of the file and without an overlap. There may be as many patches as payload blocks are
+    /// held against them, so that these have to be found by search.
+    changed: Vec<Range<u64>>,
 }
 
 /// A stretch of the file that the log changes: to these bytes, or to zeros.
@@ -68,6 +72,7 @@ impl<S: ReadAt> Overlay<S> {
             file,
             size,
             patches: Vec::new(),
+            changed: Vec::new(),
         };
         if header.log_guid == Guid::default() {
             return Ok(overlay);
@@ -101,6 +106,7 @@ impl<S: ReadAt> Overlay<S> {
                 .max(safety::at_most("last file offset", entry.last_file_offset, max)?);
         }
         self.patches = sequence.into_iter().flat_map(|entry| entry.patches).collect();
+        self.changed = changed(&self.patches);
         Ok(())
     }
 
@@ -116,17 +122,33 @@ impl<S: ReadAt> Overlay<S> {
 
     /// Refuses payload that the log changes: a log is for tables, and payload is given out by its place in the file.
     pub(super) fn keeps_off_payload(&self, payload: Region) -> Result<(), Error> {
-        match self.patches.iter().find(|patch| patch.region.overlaps(payload)) {
-            None => Ok(()),
-            Some(patch) => {
+        let next = self.changed.partition_point(|changed| changed.end <= payload.offset);
+        match self.changed.get(next) {
+            Some(changed) if changed.start < payload.offset.saturating_add(payload.len) => {
                 let reason = format!(
                     "the log writes to {}, into the payload block at {}",
-                    patch.region.offset, payload.offset
+                    changed.start, payload.offset
                 );
                 Err(Error::unsupported(reason))
             }
+            _ => Ok(()),
         }
     }
+}
+
+/// The stretches that patches change, sorted, and those that overlap or touch as one.
+fn changed(patches: &[Patch]) -> Vec<Range<u64>> {
+    let mut sorted: Vec<Region> = patches.iter().map(|patch| patch.region).collect();
+    sorted.sort_unstable_by_key(|region| region.offset);
+    let mut changed: Vec<Range<u64>> = Vec::new();
+    for region in sorted {
+        let end = region.offset.saturating_add(region.len);
+        match changed.last_mut() {
+            Some(last) if region.offset <= last.end => last.end = last.end.max(end),
+            _ => changed.push(region.offset..end),
+        }
+    }
+    changed
 }
 
 impl<S: ReadAt> ReadAt for Overlay<S> {

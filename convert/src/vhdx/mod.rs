@@ -41,6 +41,8 @@ const HEADER_SECTION: Region = Region {
     offset: 0,
     len: MIB_SIZE,
 };
+/// What sectors are told to be in what is made, as all other formats have them; every guest can use such a disk.
+const SECTOR_SIZE: u32 = 512;
 /// How many sectors a chunk has: as many as a block of a sector bitmap has bits.
 const CHUNK_SECTORS: u64 = 1 << 23;
 

@@ -17,14 +17,12 @@ use super::header::Header;
 use super::metadata::Metadata;
 use super::reader::{FULLY_PRESENT, entry_count};
 use super::region::Regions;
-use super::{MIB_SIZE, PART_LEN, chunk_ratio};
+use super::{MIB_SIZE, PART_LEN, SECTOR_SIZE, chunk_ratio};
 use crate::blocks::{Census, DataBlocks, Ordinals, padded, table};
 use crate::plan::{SegmentIter, Shape, Totals, sectored, zeros};
 use crate::safety::Region;
 use crate::{Error, Image, raw};
 
-/// What sectors are told to be; every guest can use such a disk.
-const SECTOR_SIZE: u32 = 512;
 const METADATA_OFFSET: u64 = 2 * MIB_SIZE;
 const BAT_OFFSET: u64 = 3 * MIB_SIZE;
 const BLOCK_SIZE_MIN: u64 = 2 << 20;

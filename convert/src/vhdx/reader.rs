@@ -9,7 +9,7 @@ use super::header::Header;
 use super::log::Overlay;
 use super::metadata::Metadata;
 use super::region::Regions;
-use super::{HEADER_SECTION, MIB, MIB_SIZE, chunk_ratio};
+use super::{HEADER_SECTION, MIB, MIB_SIZE, SECTOR_SIZE, chunk_ratio};
 use crate::blocks::{Bitmap, Block, BlockImage, Blocks};
 use crate::pages::Pages;
 use crate::safety::Region;
@@ -145,7 +145,7 @@ impl<S: ReadAt> Reader<S> {
 
     /// Walks over the BAT once, and refuses payload that overlaps. It takes a bit for each MiB of the file.
     fn check_bat(&self, blocks: u64) -> Result<(), Error> {
-        let mut used = Bitmap::new(self.source.size() / MIB);
+        let mut used = Bitmap::of_file(self.source.size(), MIB)?;
         let mut block = 0;
         while block < blocks {
             let entries = self.pages.entries(&self.source, self.bat, self.entry_index(block))?;
@@ -198,9 +198,14 @@ impl<S: ReadAt> Blocks for Reader<S> {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let replayed = self.source.is_replayed();
-        let warning = || "the image was not closed properly; its log is replayed in memory".to_owned();
-        replayed.then(warning).into_iter().collect()
+        let sector_size = self.metadata.sector_size;
+        let replayed = || "the image was not closed properly; its log is replayed in memory".to_owned();
+        let sectors = || format!("logical sectors of {sector_size} bytes, which a conversion leaves behind");
+        let warnings = [
+            self.source.is_replayed().then(replayed),
+            (sector_size != SECTOR_SIZE).then(sectors),
+        ];
+        warnings.into_iter().flatten().collect()
     }
 
     fn block(&self, index: u64) -> Result<Block, Error> {

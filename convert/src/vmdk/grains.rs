@@ -98,8 +98,9 @@ impl Grains {
     pub(super) fn block(&self, file: File<'_>, index: u64) -> Result<Block, Error> {
         let within = index % TABLE_GRAINS;
         let Some(table) = self.table(file, index / TABLE_GRAINS)? else {
+            let absent = self.absent_tables(file, index / TABLE_GRAINS)?;
             return Ok(Block::Zero {
-                count: TABLE_GRAINS.get().saturating_sub(within),
+                count: absent.saturating_mul(TABLE_GRAINS.get()).saturating_sub(within),
             });
         };
         let entries = file.entries(table, within)?;
@@ -117,9 +118,14 @@ impl Grains {
 
     /// Refuses more grain tables than the file has room for; each is known to be where it may be.
     fn check_directory(&self, file: File<'_>) -> Result<(), Error> {
-        let mut count: u64 = 0;
-        for index in 0..self.header.table_count() {
-            count = count.saturating_add(u64::from(self.table(file, index)?.is_some()));
+        let (mut count, mut index): (u64, u64) = (0, 0);
+        while index < self.header.table_count() {
+            if self.table(file, index)?.is_some() {
+                count = count.saturating_add(1);
+                index = index.saturating_add(1);
+            } else {
+                index = index.saturating_add(self.absent_tables(file, index)?);
+            }
         }
         let room = file.size().div_ceil(TABLE_LEN);
         if count > room {
@@ -149,6 +155,13 @@ impl Grains {
             .and_then(|table| table.keeps_off(&self.taken))
             .map(Some)
             .map_err(|error| error.at(self.directory.offset.saturating_add(index.saturating_mul(4))))
+    }
+
+    /// How many tables are absent from `index` on, which is; looks no further than a page of the directory.
+    fn absent_tables(&self, file: File<'_>, index: u64) -> Result<u64, Error> {
+        let entries = file.entries(self.directory, index)?;
+        let absent = entries.iter().take_while(|sector| **sector == ABSENT).count();
+        Ok((absent as u64).max(1))
     }
 
     fn is_zero(&self, entry: u32) -> bool {

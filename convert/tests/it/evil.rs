@@ -1731,6 +1731,15 @@ const ALL: &[Evil] = &[
         "tar: corrupt at byte 0: the checksum of a tar header is wrong",
     ),
     evil(
+        Base::Raw,
+        "an envelope is of one format",
+        |b| {
+            only(b, 0, &[0x1f, 0x8b, 0x08]);
+            put(b, 257, b"ustar");
+        },
+        "at byte 257: the file is gzip and tar",
+    ),
+    evil(
         Base::OvaSparse,
         "extents have no path",
         |b| reword(b, "\"a.vmdk\"", "\"../a.vmdk\""),

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lithos_convert::{ErrorKind, Format, Image, ReadAt, Run, RunKind, Target, inspect, open, plan};
+use lithos_convert::{ErrorKind, Format, Image, ReadAt, Target, inspect, open, plan};
 
-use crate::support::{Bench, HostileCase, hold_rules, source};
+use crate::support::{Bench, Hollow, HostileCase, hold_rules, source, start_of};
 
 /// A small image with some data, as QEMU makes it: header, refcount table, refcount block, L1 table, L2 table, data.
 fn good() -> Result<Vec<u8>> {
@@ -37,6 +38,8 @@ fn l2(bytes: &[u8]) -> usize {
 }
 
 const COPIED: u64 = 1 << 63;
+/// No walk over the tables of an image of these takes longer.
+const WALK_MAX: Duration = Duration::from_secs(2);
 
 const CASES: &[HostileCase] = &[
     (
@@ -395,46 +398,42 @@ fn a_failing_source_is_never_taken_for_a_broken_image() -> Result<()> {
     unreachable!("some count is enough")
 }
 
-/// An image file as large as it claims, of which only the start was written.
-struct Hollow {
-    start: Vec<u8>,
-    size: u64,
-}
-
-impl ReadAt for Hollow {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
-        assert!(buf.len() <= 2 << 20, "a read of {} bytes", buf.len());
-        buf.fill(0);
-        let start = usize::try_from(offset).map_err(std::io::Error::other)?;
-        if let Some(written) = self.start.get(start..) {
-            let len = written.len().min(buf.len());
-            buf[..len].copy_from_slice(&written[..len]);
-        }
-        Ok(())
-    }
-
-    fn run_at(&self, offset: u64) -> std::io::Result<Run> {
-        Ok(Run {
-            kind: RunKind::Data,
-            len: self.size - offset,
-        })
-    }
-}
-
 #[test]
 fn a_huge_l1_table_that_is_really_there_takes_small_reads() -> Result<()> {
     let mut start = good()?;
     start.truncate(0x30000);
     put(&mut start, 24, 64 << 40);
     put_u32(&mut start, 36, 4 << 20);
-    let source: Arc<dyn ReadAt> = Arc::new(Hollow { start, size: 64 << 20 });
+    let source: Arc<dyn ReadAt> = Arc::new(Hollow {
+        start,
+        size: 64 << 20,
+        stripe: None,
+    });
     let image: Arc<dyn Image> = open(source)?.into();
     let plan = plan(image, &Target::QCOW2)?;
     ensure!(plan.totals().zero == 64 << 40);
+    Ok(())
+}
+
+#[test]
+fn clusters_in_a_row_with_holes_in_them_are_walked_over_once() -> Result<()> {
+    const DISK: u64 = 2 << 30;
+    let raw: Arc<dyn ReadAt> = Arc::new(Hollow {
+        start: Vec::new(),
+        size: DISK,
+        stripe: None,
+    });
+    let good = plan(open(raw)?.into(), &Target::QCOW2)?;
+    let source: Arc<dyn ReadAt> = Arc::new(Hollow {
+        start: start_of(&good)?,
+        size: good.size(),
+        stripe: Some(4096),
+    });
+    let begun = Instant::now();
+    let plan = plan(open(source)?.into(), &Target::RAW)?;
+    let taken = begun.elapsed();
+    ensure!(plan.totals().copied == DISK / 2, "{:?}", plan.totals());
+    ensure!(taken < WALK_MAX, "{taken:?}");
     Ok(())
 }
 

@@ -304,6 +304,56 @@ impl ReadAt for Sparse {
     }
 }
 
+/// An image file as large as it claims, of which only the start was written.
+pub(crate) struct Hollow {
+    pub(crate) start: Vec<u8>,
+    pub(crate) size: u64,
+    /// Behind the start, every other stretch of so many bytes is known to be a hole; else none is.
+    pub(crate) stripe: Option<u64>,
+}
+
+impl ReadAt for Hollow {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        assert!(buf.len() <= 2 << 20, "a read of {} bytes", buf.len());
+        buf.fill(0);
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        if let Some(written) = self.start.get(start..) {
+            let len = written.len().min(buf.len());
+            buf[..len].copy_from_slice(&written[..len]);
+        }
+        Ok(())
+    }
+
+    fn run_at(&self, offset: u64) -> io::Result<Run> {
+        let written = self.start.len() as u64;
+        let (kind, end) = match self.stripe {
+            None => (RunKind::Data, self.size),
+            Some(_) if offset < written => (RunKind::Data, written),
+            Some(stripe) if (offset / stripe).is_multiple_of(2) => (RunKind::Data, (offset / stripe + 1) * stripe),
+            Some(stripe) => (RunKind::Zero, (offset / stripe + 1) * stripe),
+        };
+        let len = end - offset;
+        Ok(Run { kind, len })
+    }
+}
+
+/// The start of a target: all that stands before the data of the disk.
+pub(crate) fn start_of(plan: &Plan) -> Result<Vec<u8>> {
+    let mut start = Vec::new();
+    for segment in plan.segments() {
+        match segment? {
+            Segment::Bytes(bytes) => start.extend(bytes),
+            Segment::Zeros { len } => start.resize(start.len() + usize::try_from(len)?, 0),
+            Segment::Copy { .. } | Segment::Decode { .. } => break,
+        }
+    }
+    Ok(start)
+}
+
 /// Writes every segment but zeros, and checks that they cover the target exactly.
 pub(crate) fn carry_out(
     plan: &Plan,

@@ -1,10 +1,13 @@
 //! From VHDX images that QEMU made, and from such that were made to do harm.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
-use lithos_convert::{ErrorKind, Format, Guest, ReadAt, Target, inspect};
+use lithos_convert::{ErrorKind, Format, Guest, ReadAt, Target, inspect, open, plan};
 
-use crate::support::{Bench, HostileCase, hold_rules, source};
+use crate::support::{Bench, Hollow, HostileCase, hold_rules, source, start_of};
 
 /// Makes `disk.vhdx` with patterns and holes in it.
 fn bench_with(options: &str, size: &str, commands: &[&str]) -> Result<Bench> {
@@ -468,6 +471,11 @@ fn sectors_of_4096_bytes_are_read() -> Result<()> {
     bench.write("disk.vhdx", &bytes)?;
     bench.convert("disk.vhdx", "out.raw", Target::RAW)?;
     ensure!(std::fs::read(bench.path("out.raw"))? == std::fs::read(bench.path("disk.raw"))?);
+    let inspection = inspect(&bytes)?;
+    ensure!(
+        inspection.warnings == ["logical sectors of 4096 bytes, which a conversion leaves behind"],
+        "{inspection:?}"
+    );
     Ok(())
 }
 
@@ -553,6 +561,66 @@ fn a_log_that_writes_into_payload_is_refused() -> Result<()> {
     let error = error.downcast::<lithos_convert::Error>()?;
     ensure!(
         error.kind() == ErrorKind::Unsupported && error.reason().starts_with("the log writes to"),
+        "{error}"
+    );
+    Ok(())
+}
+
+/// A fixed disk of so many bytes, whose payload is not there.
+fn hollow(disk: u64) -> Result<Hollow> {
+    let raw: Arc<dyn ReadAt> = Arc::new(Hollow {
+        start: Vec::new(),
+        size: disk,
+        stripe: None,
+    });
+    let made = plan(open(raw)?.into(), &Target::VHDX_FIXED)?;
+    Ok(Hollow {
+        start: start_of(&made)?,
+        size: made.size(),
+        stripe: None,
+    })
+}
+
+#[test]
+fn a_log_of_many_changes_is_not_held_against_each_block() -> Result<()> {
+    const LOG: usize = 1 << 20;
+    let (number, guid) = (7_u64, [0x42; 16]);
+    // 128 Ki blocks, and as many changes as the log has room for: zeros where nothing is, in the region of the metadata.
+    let mut file = hollow(256 << 30)?;
+    let count = u32::try_from((LOG - 64) / 32)?;
+    let mut entry = b"loge\0\0\0\0".to_vec();
+    entry.extend(u32::try_from(LOG)?.to_le_bytes());
+    entry.extend(0_u32.to_le_bytes());
+    entry.extend(number.to_le_bytes());
+    entry.extend(u64::from(count).to_le_bytes());
+    entry.extend(guid);
+    entry.extend([file.size.to_le_bytes(), file.size.to_le_bytes()].concat());
+    for _ in 0..count {
+        entry.extend(b"zero\0\0\0\0");
+        for field in [4096, (3 << 20) - 4096, number] {
+            entry.extend(field.to_le_bytes());
+        }
+    }
+    seal(&mut entry);
+    file.start[LOG..2 * LOG].copy_from_slice(&entry);
+    headers(&mut file.start, |h| h[48..64].copy_from_slice(&guid));
+    let begun = Instant::now();
+    let plan = plan(open(Arc::new(file))?.into(), &Target::RAW)?;
+    let taken = begun.elapsed();
+    ensure!(plan.totals().copied == 256 << 30, "{:?}", plan.totals());
+    ensure!(taken < Duration::from_secs(1), "{taken:?}");
+    Ok(())
+}
+
+#[test]
+fn a_file_of_exbibytes_takes_no_memory() -> Result<()> {
+    let file = Hollow {
+        size: 1 << 62,
+        ..hollow(1 << 30)?
+    };
+    let error = open(Arc::new(file)).expect_err("it is too large to be minded");
+    ensure!(
+        error.kind() == ErrorKind::TooLarge && error.reason().contains("parts of the file"),
         "{error}"
     );
     Ok(())

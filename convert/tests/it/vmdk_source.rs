@@ -1,11 +1,12 @@
 //! From VMDK images that QEMU made, and from such that were made to do harm.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lithos_convert::{Codec, Error, ErrorKind, Format, ReadAt, Segment, Target, inspect, open, plan};
+use lithos_convert::{Codec, Error, ErrorKind, Format, Mapping, ReadAt, Segment, Target, inspect, open, plan};
 
-use crate::support::{Bench, HostileCase, build, hold_rules, noise, source};
+use crate::support::{Bench, Hollow, HostileCase, build, hold_rules, noise, source};
 
 /// Makes `disk.vmdk` with patterns and holes in it.
 fn bench_with(options: &str, size: &str, commands: &[&str]) -> Result<Bench> {
@@ -575,6 +576,42 @@ fn a_broken_grain_is_found_when_it_is_decoded() -> Result<()> {
         error.kind() == ErrorKind::Corrupt && error.reason().starts_with("zlib stream cluster"),
         "{error}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_directory_of_nothing_is_passed_over_by_pages() -> Result<()> {
+    let disk: Arc<dyn ReadAt> = Arc::new(vec![0; 1 << 20]);
+    let made = plan(open(Arc::clone(&disk))?.into(), &Target::VMDK)?;
+    let mut start = build(&made, &*disk)?;
+    // 64 TiB in grains of 4 KiB; the directory, of 128 MiB, comes behind everything else.
+    reword(
+        &mut start,
+        "# Extent description\nRW 2048",
+        "# Extent des\nRW 137438953472",
+    );
+    put_u32(&mut start, 8, 1);
+    put_u64(&mut start, 12, 1 << 37);
+    put_u64(&mut start, 20, 8);
+    let sectors = start.len().div_ceil(512) as u64;
+    put_u64(&mut start, 56, sectors);
+    let source: Arc<dyn ReadAt> = Arc::new(Hollow {
+        start,
+        size: (sectors * 512) + (128 << 20),
+        stripe: None,
+    });
+    let begun = Instant::now();
+    let image = open(source)?;
+    ensure!(
+        image.map(4096)?
+            == (Mapping::Zero {
+                len: (16384 << 21) - 4096
+            })
+    );
+    let plan = plan(image.into(), &Target::RAW)?;
+    let taken = begun.elapsed();
+    ensure!(plan.totals().zero == 64 << 40, "{:?}", plan.totals());
+    ensure!(taken < Duration::from_secs(1), "{taken:?}");
     Ok(())
 }
 
