@@ -185,7 +185,8 @@ fn wrap(images: &Images, program: &str, arguments: &[&str], to: &str) -> Result<
         .args(arguments)
         .current_dir(images.path(""))
         .stdout(out)
-        .status()?;
+        .status()
+        .with_context(|| program.to_owned())?;
     ensure!(status.success(), "{program} {arguments:?}: {status}");
     Ok(())
 }
