@@ -4,13 +4,23 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::Deserialize;
 
-/// A number of bytes with its unit: `B`, `KiB`, `MiB`, `GiB`, `TiB`.
+/// A number of bytes with its unit: `B`, `KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G` and `T` for the same, as QEMU has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct ByteSize(pub(crate) u64);
 
 /// The units of a size, and by how many bits each shifts a byte.
-const SIZE_UNITS: [(&str, u32); 5] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
+const SIZE_UNITS: [(&str, u32); 9] = [
+    ("KiB", 10),
+    ("MiB", 20),
+    ("GiB", 30),
+    ("TiB", 40),
+    ("B", 0),
+    ("K", 10),
+    ("M", 20),
+    ("G", 30),
+    ("T", 40),
+];
 
 impl FromStr for ByteSize {
     type Err = String;

@@ -24,7 +24,8 @@ const BOOT: &str = "image-boot";
 pub(crate) const DERIVED_FROM: &str = "image-derived-from";
 /// Annotation: the `ETag` that the object had then. Where it has another one now, this is a derivative of an older version.
 pub(crate) const SOURCE_ETAG: &str = "image-source-etag";
-/// Annotation: why the image will not be converted, or how it is unlike what its key or content type says.
+/// Annotation: why the image will not be converted; or how it is unlike what its key or content type says, and what a
+/// conversion leaves behind.
 pub(crate) const WARNING: &str = "image-warning";
 
 /// Response metadata: jobs that were made for the object, as `id:state`.
@@ -132,10 +133,16 @@ fn find(image: &dyn ReadAt, said: &Said, known: bool) -> Found {
             .annotations
             .insert(FORMAT.to_owned(), inspection.format.to_string());
     }
+    let mut warnings: Vec<String> = found.disagreement.iter().cloned().collect();
+    // What is in an envelope is looked at when it is taken out.
+    if !inspection.format.is_envelope() {
+        warnings.extend(inspection.warnings);
+    }
     let refusal = inspection.refusal.map(|refusal| refusal.reason);
-    let warning = refusal.as_ref().or(found.disagreement.as_ref());
-    let warning = warning.map(|warning| (WARNING.to_owned(), header_text(warning)));
-    found.annotations.extend(warning);
+    let warning = refusal.unwrap_or_else(|| warnings.join("; "));
+    if !warning.is_empty() {
+        found.annotations.insert(WARNING.to_owned(), header_text(&warning));
+    }
     found
 }
 

@@ -23,7 +23,9 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
-use lithos_convert::{ErrorKind, Format, Image, Limits, ReadAt, Target, Totals, encode_pipe, open, plan_with_seed};
+use lithos_convert::{
+    ErrorKind, Format, Image, Limits, ReadAt, Target, Totals, encode_pipe, inspect_declared, open, plan_with_seed,
+};
 use serde::Serialize;
 
 use self::output::{Partial, Publish};
@@ -64,8 +66,8 @@ Exit codes:
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = EXAMPLES, after_help = "Examples and exit codes: --help")]
 pub(crate) struct Args {
-    /// The image to read: a file, a block device, or - for standard input. What comes through a pipe has to be a raw disk,
-    /// which can become raw, raw:gz, raw:zst and compressed qcow2; a redirected file can be anything.
+    /// The image to read: a file, a block device, a pipe, or - for standard input. What comes through a pipe has to be a raw
+    /// disk, which can become raw, raw:gz, raw:zst and compressed qcow2; a redirected file can be anything.
     input: PathBuf,
 
     /// The file to write, or - for standard output: for raw, raw:gz, raw:zst, raw:tar.gz and vmdk:stream
@@ -74,7 +76,7 @@ pub(crate) struct Args {
     /// The format to make: raw, raw:gz, raw:zst, raw:tar.gz, qcow2, qcow2:v2, qcow2:zlib, qcow2:zlib-4k, qcow2:zstd, vmdk,
     /// vmdk:stream, ova, vhd, vhd:fixed, vhdx, vhdx:fixed, vdi or vdi:fixed; or what a cloud takes: profile=aws, azure, gcp,
     /// vsphere, openstack-ceph, hyperv, virtualbox, proxmox or kubevirt
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(short = 'O', long, value_name = "FORMAT")]
     to: Target,
 
     /// Replace OUTPUT if it exists
@@ -172,6 +174,8 @@ struct Done {
     #[serde(skip_serializing_if = "Option::is_none")]
     decoded: Option<u64>,
     file_size: u64,
+    /// What was left behind, or should be looked at.
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -192,6 +196,7 @@ impl Summary {
             copied,
             decoded,
             file_size,
+            ..
         } = &self.done;
         let part =
             |what, bytes: &Option<u64>| bytes.map_or(String::new(), |bytes| format!(", {what} {}", BinaryBytes(bytes)));
@@ -253,7 +258,18 @@ fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
     let cannot = || format!("cannot convert {} to {}", args.input.display(), args.output.display());
     let folder = args.output.parent().filter(|_| !is_pipe);
     let unwrapped = Unwrapped::of(source, folder, &limits).with_context(cannot)?;
-    from_file(args, is_pipe, &Arc::new(unwrapped.image), &limits).with_context(cannot)
+    let warnings = warnings(&args.input, &unwrapped).with_context(cannot)?;
+    for warning in &warnings {
+        eprintln!("lithos: warning: {}: {warning}", args.input.display());
+    }
+    let done = from_file(args, is_pipe, &Arc::new(unwrapped.image), &limits).with_context(cannot)?;
+    Ok(Done { warnings, ..done })
+}
+
+/// What an inspection of the image warns of.
+fn warnings(input: &Path, unwrapped: &Unwrapped) -> anyhow::Result<Vec<String>> {
+    let name = input.file_name().unwrap_or_default().to_string_lossy();
+    Ok(inspect_declared(&unwrapped.image, unwrapped.name_inside(&name))?.warnings)
 }
 
 fn seed(args: &Args) -> anyhow::Result<Vec<u8>> {
@@ -304,6 +320,7 @@ fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>, limits: &Limi
         copied: Some(copied),
         decoded: Some(decoded),
         file_size,
+        warnings: Vec::new(),
     })
 }
 
@@ -352,6 +369,7 @@ fn from_pipe(args: &Args, is_pipe: bool, pipe: &mut File, limits: &Limits) -> an
         copied: None,
         decoded: None,
         file_size: encoded_size.unwrap_or(disk.len()),
+        warnings: Vec::new(),
     })
 }
 
@@ -492,6 +510,36 @@ mod tests {
                 assert!(allocated < 1 << 20, "{target}: {allocated}");
             }
         }
+    }
+
+    #[test]
+    fn what_a_conversion_leaves_behind_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::write(folder.join("page.qcow2"), "<html>404</html>").unwrap();
+        let done = run(&args(folder, "page.qcow2", "out", Target::QCOW2, false)).unwrap();
+        assert_eq!(done.warnings, ["the name says \"qcow2\", the content is raw"]);
+        make_disk(&folder.join("disk.img"));
+        let done = run(&args(folder, "disk.img", "out", Target::RAW_GZ, true)).unwrap();
+        assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+        fs::rename(folder.join("out"), folder.join("disk.raw.gz")).unwrap();
+        let done = run(&args(folder, "disk.raw.gz", "out", Target::RAW, false)).unwrap();
+        assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+    }
+
+    #[test]
+    fn nothing_is_made_of_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::write(folder.join("empty"), "").unwrap();
+        fs::write(folder.join("out"), "precious").unwrap();
+        for input in ["empty", "/dev/null"] {
+            for to in [Target::RAW, Target::QCOW2_ZLIB] {
+                let error = run(&args(folder, input, "out", to, true)).unwrap_err();
+                assert!(is_refusal(&error), "{error:#}");
+            }
+        }
+        assert_eq!(fs::read(folder.join("out")).unwrap(), b"precious");
     }
 
     #[test]

@@ -52,6 +52,13 @@ impl Unwrapped {
         }
         Ok(Self { image, envelopes })
     }
+
+    /// What the name of the file says of the image: the name without what is said of the envelopes.
+    pub(crate) fn name_inside<'a>(&self, name: &'a str) -> &'a str {
+        self.envelopes
+            .iter()
+            .fold(name, |name, _| name.rsplit_once('.').map_or(name, |(stem, _)| stem))
+    }
 }
 
 fn unpack(mut stream: Box<dyn Read + Send>, folder: Option<&Path>) -> anyhow::Result<FileSource> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lithos_convert::{Decoder, Encoding, Job, Plan, Segment, Slice, Target};
+use lithos_convert::{Declared, Decoder, Encoding, Job, Plan, Segment, Slice, Target};
 use lithos_storage::{
     BucketName, Content, ContentBuilder, ContentHeaders, ErrorKind, LayoutId, NewObject, ObjectKey, ObjectReader,
     ObjectRecord, OpenObject, SourceVersion, Tags, WriteCondition,
@@ -159,10 +159,12 @@ fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
     let name_start = name_start(key.as_str());
     let stem = match without_extension(key.as_str(), name_start) {
         (stem, Some(envelope)) if ENVELOPES.contains(&envelope) => match without_extension(stem, name_start) {
-            (inner, Some(image)) if IMAGES.contains(&image) => inner,
+            (inner, Some(image)) if is_of_image(image) => inner,
             _ => stem,
         },
-        (stem, _) => stem,
+        (stem, Some(image)) if is_of_image(image) => stem,
+        // What follows the last dot of `debian-12.5` is part of a name.
+        _ => key.as_str(),
     };
     let derived = format!("{stem}.{extension}");
     if derived == key.as_str() {
@@ -175,8 +177,12 @@ fn derived_key(key: &ObjectKey, target: Target) -> Result<ObjectKey, JobError> {
 
 /// Extensions of envelopes, behind which the one of the image may stand: `debian.raw.xz` becomes `debian.qcow2`.
 const ENVELOPES: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
-/// Extensions that stand before those.
-const IMAGES: [&str; 10] = ["img", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "iso", "tar", "ova"];
+/// Extensions that images of all formats have.
+const ANY_IMAGE: [&str; 4] = ["img", "image", "disk", "bin"];
+
+fn is_of_image(extension: &str) -> bool {
+    ANY_IMAGE.contains(&extension) || Declared::Name(extension).says_something()
+}
 
 /// Where the last part of a key starts.
 fn name_start(key: &str) -> usize {
@@ -497,6 +503,10 @@ mod tests {
         assert_eq!(derived("a/debian.img.xz").unwrap(), "a/debian.qcow2");
         assert_eq!(derived("a/debian.tar.gz").unwrap(), "a/debian.qcow2");
         assert_eq!(derived("debian-12.5.xz").unwrap(), "debian-12.5.qcow2");
+        assert_eq!(derived("debian-12.5").unwrap(), "debian-12.5.qcow2");
+        assert_eq!(derived("debian-12.5.vmdk").unwrap(), "debian-12.5.qcow2");
+        assert_eq!(derived("vm.2024-01").unwrap(), "vm.2024-01.qcow2");
+        assert_eq!(derived("disk.image").unwrap(), "disk.qcow2");
         assert_eq!(derived("a/.img.xz").unwrap(), "a/.img.qcow2");
         assert_eq!(derived("a.img/b.gz").unwrap(), "a.img/b.qcow2");
         let derived = |target: Target| {
