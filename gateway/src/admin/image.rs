@@ -106,6 +106,6 @@ mod tests {
         assert_eq!(names, ["qcow2:zstd", "profile=gcp"]);
         assert!(parse(&[]).is_err());
         assert!(parse(&["qcow3"]).unwrap_err().contains("qcow3"));
-        assert!(parse(&["raw"; 17]).unwrap_err().contains("17"));
+        assert!(parse(&["raw"; 33]).unwrap_err().contains("33"));
     }
 }
