@@ -315,7 +315,7 @@ impl<const N: usize, F: FnMut(u64) -> Result<Entries<N>, Error>> Table<N, F> {
         let whole = if count == self.left {
             count
         } else {
-            count.saturating_sub(count % page)
+            count.saturating_sub(count.checked_rem(page).unwrap_or(count))
         };
         if entry == [0; N] && whole > 0 {
             self.pass(whole);
