@@ -189,7 +189,7 @@ impl Declared<'_> {
 /// The extensions of file names that mean something, with the formats that may be behind them.
 ///
 /// `img` is missing because people call any format so.
-const EXTENSIONS: [(&[&str], &[Format]); 16] = [
+const EXTENSIONS: [(&[&str], &[Format]); 23] = [
     (&["raw", "dd", "iso", "ami"], &[Format::Raw]),
     (&["qcow2"], &[Format::Qcow2]),
     (&["qcow"], &[Format::Qcow, Format::Qcow2]),
@@ -206,12 +206,19 @@ const EXTENSIONS: [(&[&str], &[Format]); 16] = [
     (&["zst", "zstd"], &[Format::Zstd]),
     (&["bz2"], &[Format::Bzip2]),
     (&["tar", "ova"], &[Format::Tar]),
+    (&["lz4"], &[Format::Lz4]),
+    (&["7z"], &[Format::SevenZip]),
+    (&["rar"], &[Format::Rar]),
+    (&["lz", "tlz"], &[Format::Lzip, Format::Lzma]),
+    (&["lzo", "tzo"], &[Format::Lzop]),
+    (&["z", "taz"], &[Format::Compress]),
+    (&["lzma"], &[Format::Lzma]),
 ];
 
 /// The media types that mean something: those that IANA has registered, and what desktops call disks (shared-mime-info).
 ///
 /// `application/octet-stream` is missing because it says nothing.
-const MEDIA_TYPES: [(&[&str], &[Format]); 14] = [
+const MEDIA_TYPES: [(&[&str], &[Format]); 21] = [
     (
         &[
             "application/x-iso9660-image",
@@ -253,6 +260,20 @@ const MEDIA_TYPES: [(&[&str], &[Format]); 14] = [
         &[Format::Tar],
     ),
     (&["application/x-compressed-tar"], &[Format::Gzip]),
+    (&["application/x-lz4"], &[Format::Lz4]),
+    (&["application/x-7z-compressed"], &[Format::SevenZip]),
+    (
+        &[
+            "application/vnd.rar",
+            "application/x-rar",
+            "application/x-rar-compressed",
+        ],
+        &[Format::Rar],
+    ),
+    (&["application/x-lzip"], &[Format::Lzip]),
+    (&["application/x-lzop"], &[Format::Lzop]),
+    (&["application/x-compress"], &[Format::Compress]),
+    (&["application/x-lzma"], &[Format::Lzma]),
 ];
 
 impl Inspection {
