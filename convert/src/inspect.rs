@@ -10,7 +10,7 @@ use crate::probe::probe_strictly;
 use crate::qcow2::header::{
     COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA,
 };
-use crate::qcow2::preamble::Preamble;
+use crate::qcow2::preamble::{BackingFile, Preamble};
 use crate::safety::{self, Region, quote};
 use crate::signature::HEAD_LEN;
 use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, ReadAt, Signature, envelope, probe};
@@ -18,6 +18,9 @@ use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, Read
 /// What is known of an image.
 ///
 /// A broken or refused image has an inspection too: as much as could be read of it, and the [`refusal`](Self::refusal).
+///
+/// Names and labels are those of the image, cut to 128 bytes, and may hold any character: whoever shows them passes them through
+/// [`printable`](crate::printable). Warnings and reasons are fit to be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
@@ -87,11 +90,11 @@ pub struct Qcow2Details {
     pub snapshot_count: u32,
     /// How the content is encrypted, if it is.
     pub encryption: Option<String>,
-    /// The name of the backing file, quoted and escaped. It is never opened.
+    /// The name of the backing file, which is never opened; empty if it is not in the header.
     pub backing_file: Option<String>,
-    /// The format of the backing file, quoted and escaped.
+    /// The format of the backing file, as the image calls it.
     pub backing_format: Option<String>,
-    /// The name of the external data file, quoted and escaped. It is never opened.
+    /// The name of the external data file, which is never opened; empty if it has none.
     pub data_file: Option<String>,
 }
 
@@ -408,7 +411,11 @@ fn details(preamble: &Preamble) -> Qcow2Details {
         ..
     } = preamble;
     let external = header.incompatible & INCOMPATIBLE_EXTERNAL_DATA != 0;
-    let unnamed = external.then(|| "without a name".to_owned());
+    let backing_file = backing_file.as_ref().map(|file| match file {
+        BackingFile::Named(name) => safety::text(name),
+        BackingFile::OutsideOfHeader => String::new(),
+    });
+    let as_text = |name: &Option<Vec<u8>>| name.as_deref().map(safety::text);
     Qcow2Details {
         version: header.version,
         compat: if header.version < 3 { "0.10" } else { "1.1" },
@@ -428,8 +435,8 @@ fn details(preamble: &Preamble) -> Qcow2Details {
             2 => Some("luks".to_owned()),
             other => Some(format!("method {other}")),
         },
-        backing_file: backing_file.clone(),
-        backing_format: extensions.backing_format.clone(),
-        data_file: extensions.data_file.clone().or(unnamed),
+        backing_file,
+        backing_format: as_text(&extensions.backing_format),
+        data_file: as_text(&extensions.data_file).or(external.then(String::new)),
     }
 }

@@ -1,7 +1,7 @@
 //! What is found on disks that real tools have made.
 
 use anyhow::{Context, Result, ensure};
-use lithos_convert::{Disk, FileSystemKind, PartitionTable, Target, inspect, inspect_declared};
+use lithos_convert::{Disk, FileSystemKind, PartitionTable, Target, inspect, inspect_declared, printable};
 
 use crate::support::{Bench, source};
 
@@ -185,5 +185,19 @@ fn names_that_say_something_else_are_told_of() -> Result<()> {
         let warnings = inspect_declared(&zeros, name)?.warnings;
         ensure!(warnings.first().map(String::as_str) == warning, "{name}: {warnings:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn foreign_text_is_kept_as_it_is() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.qemu_img(&["create", "-f", "raw", "a\"b.raw", "1M"])?;
+    bench.qemu_img(&["create", "-f", "qcow2", "-b", "a\"b.raw", "-F", "raw", "disk.qcow2"])?;
+    let inspection = inspect(&*source(&bench.path("disk.qcow2"))?)?;
+    let qcow2 = inspection.qcow2.expect("it is qcow2");
+    ensure!(qcow2.backing_file.as_deref() == Some("a\"b.raw") && qcow2.backing_format.as_deref() == Some("raw"));
+    ensure!(printable("a\"b.raw\u{1b}") == "a\\\"b.raw\\u{1b}");
+    let reason = inspection.refusal.expect("it needs another file").reason;
+    ensure!(reason.ends_with("a backing file \"a\\\"b.raw\""), "{reason}");
     Ok(())
 }
