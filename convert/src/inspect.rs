@@ -279,16 +279,34 @@ const MEDIA_TYPES: [(&[&str], &[Format]); 21] = [
     (&["application/x-lzma"], &[Format::Lzma]),
 ];
 
+/// The top-level media types (RFC 6838, section 4.2) of what is no disk image, nor an envelope around one.
+const OTHER_MEDIA: [&str; 8] = [
+    "text",
+    "image",
+    "audio",
+    "video",
+    "font",
+    "message",
+    "multipart",
+    "model",
+];
+
 impl Inspection {
-    /// How the content disagrees with what somebody said that it is, if it does. What is not said to be a disk image or an
-    /// envelope agrees with everything.
+    /// How the content disagrees with what somebody said that it is, if it does.
+    ///
+    /// What is said to be text, a picture or the like disagrees with every disk image, and so with whatever is inspected; though it
+    /// does not [say](Declared::says_something) that there is one. What says nothing of either sort agrees with everything.
     pub fn disagreement(&self, declared: Declared<'_>) -> Option<String> {
         let who = match declared {
             Declared::Name(_) => "name",
             Declared::MediaType(_) => "media type",
         };
         let (word, formats) = declared.look_up();
-        let formats = formats?;
+        let is_other = matches!(declared, Declared::MediaType(_))
+            && word
+                .split_once('/')
+                .is_some_and(|(top_level, _)| OTHER_MEDIA.contains(&top_level));
+        let formats = formats.or(is_other.then_some(&[] as &[Format]))?;
         let (format, quoted) = (self.format, quote(word.as_bytes()));
         if !formats.contains(&format) {
             return Some(format!("the {who} says {quoted}, the content is {format}"));

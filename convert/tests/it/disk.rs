@@ -1,7 +1,9 @@
 //! What is found on disks that real tools have made.
 
 use anyhow::{Context, Result, ensure};
-use lithos_convert::{Disk, FileSystemKind, PartitionTable, Target, inspect, inspect_declared, printable};
+use lithos_convert::{
+    Declared, Disk, FileSystemKind, PartitionTable, Target, inspect, inspect_declared, printable,
+};
 
 use crate::support::{Bench, source};
 
@@ -185,6 +187,45 @@ fn names_that_say_something_else_are_told_of() -> Result<()> {
         let warnings = inspect_declared(&zeros, name)?.warnings;
         ensure!(warnings.first().map(String::as_str) == warning, "{name}: {warnings:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn media_types_of_other_things_disagree_with_every_image() -> Result<()> {
+    let inspection = inspect(&vec![0; 1 << 20])?;
+    for (media_type, says_something, disagreement) in [
+        ("application/octet-stream", false, None),
+        ("application/x-raw-disk-image", true, None),
+        (
+            "Image/PNG; q=1",
+            false,
+            Some("the media type says \"image/png\", the content is raw"),
+        ),
+        (
+            "text/html",
+            false,
+            Some("the media type says \"text/html\", the content is raw"),
+        ),
+        (
+            "multipart/mixed",
+            false,
+            Some("the media type says \"multipart/mixed\", the content is raw"),
+        ),
+        ("text", false, None),
+        (
+            "application/x-lz4",
+            true,
+            Some("the media type says \"application/x-lz4\", the content is raw"),
+        ),
+    ] {
+        let declared = Declared::MediaType(media_type);
+        ensure!(declared.says_something() == says_something, "{media_type}");
+        ensure!(
+            inspection.disagreement(declared).as_deref() == disagreement,
+            "{media_type}"
+        );
+    }
+    ensure!(inspection.disagreement(Declared::Name("text/html")).is_none());
     Ok(())
 }
 
