@@ -129,7 +129,10 @@ impl Read for Bounded {
             }
         })?;
         let Some(left) = self.left.checked_sub(read as u64) else {
-            let reason = format!("it expands to more than {} bytes", self.most);
+            let reason = format!(
+                "it expands to more than {} bytes, the most that are accepted here (image-expanded-max)",
+                self.most
+            );
             let error = Error::new(ErrorKind::TooLarge, reason).with_format(self.format);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
         };
