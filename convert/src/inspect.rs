@@ -13,7 +13,9 @@ use crate::qcow2::header::{
 use crate::qcow2::preamble::{BackingFile, Preamble};
 use crate::safety::{self, Region, quote};
 use crate::signature::HEAD_LEN;
-use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, ReadAt, Signature, envelope, probe};
+use crate::{
+    Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Limits, Probe, ReadAt, Signature, envelope, probe,
+};
 
 /// What is known of an image.
 ///
@@ -57,6 +59,15 @@ pub struct Refusal {
     pub kind: ErrorKind,
     /// The whole of the error in words.
     pub reason: String,
+}
+
+impl Refusal {
+    fn of(error: &Error) -> Self {
+        Self {
+            kind: error.kind(),
+            reason: error.to_string(),
+        }
+    }
 }
 
 /// What the header of a qcow2 image says.
@@ -130,10 +141,7 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
             Err(error) => {
-                inspection.refusal = Some(Refusal {
-                    kind: error.kind(),
-                    reason: error.to_string(),
-                });
+                inspection.refusal = Some(Refusal::of(&error));
                 break;
             }
         }
@@ -292,6 +300,21 @@ const OTHER_MEDIA: [&str; 8] = [
 ];
 
 impl Inspection {
+    /// Refuses the image, unless it is refused already, for what `limits` leave out: a disk of too many bytes, or any envelope if
+    /// none may be opened.
+    pub fn hold_to(&mut self, limits: &Limits) {
+        let is_closed = self.format.is_envelope() && limits.nesting_max == 0;
+        let held = if is_closed {
+            Err(envelope::too_deep(self.format))
+        } else {
+            self.virtual_size
+                .map_or(Ok(()), |size| limits.check_size(size, self.format))
+        };
+        if let (Err(error), None) = (held, &self.refusal) {
+            self.refusal = Some(Refusal::of(&error));
+        }
+    }
+
     /// How the content disagrees with what somebody said that it is, if it does.
     ///
     /// What is said to be text, a picture or the like disagrees with every disk image, and so with whatever is inspected; though it

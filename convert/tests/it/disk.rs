@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lithos_convert::{
-    Declared, Disk, FileSystemKind, PartitionTable, Target, inspect, inspect_declared, printable,
+    Declared, Disk, ErrorKind, FileSystemKind, Limits, PartitionTable, Target, inspect, inspect_declared, printable,
 };
 
 use crate::support::{Bench, source};
@@ -226,6 +226,35 @@ fn media_types_of_other_things_disagree_with_every_image() -> Result<()> {
         );
     }
     ensure!(inspection.disagreement(Declared::Name("text/html")).is_none());
+    Ok(())
+}
+
+#[test]
+fn inspections_are_held_to_limits() -> Result<()> {
+    let held = |bytes: &[u8], limits: &Limits| -> Result<_> {
+        let mut inspection = inspect(&bytes.to_vec())?;
+        let before = inspection.refusal.clone();
+        inspection.hold_to(limits);
+        Ok((before, inspection.refusal))
+    };
+    let small = Limits {
+        virtual_size_max: 1000,
+        nesting_max: 0,
+        ..Limits::DEFAULT
+    };
+    let gzip = [0x1f, 0x8b, 0x08, 0, 0, 0, 0, 0, 0, 0];
+    ensure!(held(&[0; 1000], &small)? == (None, None) && held(&gzip, &Limits::DEFAULT)? == (None, None));
+    for (bytes, name) in [
+        (&[0; 1001][..], "image-virtual-size-max"),
+        (&gzip[..], "image-nesting-max"),
+    ] {
+        let (before, after) = held(bytes, &small)?;
+        let after = after.expect(name);
+        ensure!(before.is_none() && after.kind == ErrorKind::TooLarge, "{name}");
+        ensure!(after.reason.contains(name), "{}", after.reason);
+    }
+    let (before, after) = held(b"QFI\xfb", &small)?;
+    ensure!(before.is_some() && after == before, "the first refusal stays");
     Ok(())
 }
 
