@@ -199,42 +199,140 @@ impl Ordinals {
         }
     }
 
-    /// How many occupied blocks come before block `index`, if it is one itself. From call to call, `index` does not go down.
-    pub(crate) fn of(&mut self, index: u64) -> Result<Option<u64>, Error> {
+    /// Where block `index` comes among the occupied ones. From call to call, `index` does not go down.
+    pub(crate) fn of(&mut self, index: u64) -> Result<Place, Error> {
         loop {
             let passed = index.clamp(self.ahead.start, self.ahead.end);
             self.passed = self.passed.saturating_add(passed.saturating_sub(self.ahead.start));
             self.ahead.start = passed;
             if !self.ahead.is_empty() {
-                return Ok((self.ahead.start == index).then_some(self.passed));
+                return Ok(match self.ahead.start.saturating_sub(index) {
+                    0 => Place {
+                        ordinal: Some(self.passed),
+                        count: 1,
+                    },
+                    count => Place { ordinal: None, count },
+                });
             }
             let Some(piece) = self.pieces.next().transpose()? else {
-                return Ok(None);
+                return Ok(Place {
+                    ordinal: None,
+                    count: u64::MAX,
+                });
             };
             self.ahead = self.occupied.new_in(&piece);
         }
     }
 }
 
-/// A table of `count` entries, made page by page; a page that is all zeros is said to be just that.
+/// Where a block of the disk goes in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// How many occupied blocks come before it, if it is one itself.
+    pub(crate) ordinal: Option<u64>,
+    /// How many blocks from it on share that, at least: 1, or so many that are absent.
+    pub(crate) count: u64,
+}
+
+impl Place {
+    /// The entries of a table for it and what shares its place, of which `entry` makes one.
+    pub(crate) fn entries<const N: usize>(self, entry: impl FnOnce(Option<u64>) -> [u8; N]) -> Entries<N> {
+        Entries {
+            entry: entry(self.ordinal),
+            count: self.count,
+        }
+    }
+}
+
+/// Entries of a table that follow each other and are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entries<const N: usize> {
+    entry: [u8; N],
+    /// How many there are, at least; never 0, and it may reach beyond the end of the table.
+    count: u64,
+}
+
+impl<const N: usize> From<[u8; N]> for Entries<N> {
+    fn from(entry: [u8; N]) -> Self {
+        Self { entry, count: 1 }
+    }
+}
+
+/// A table of `count` entries, made page by page; pages that are all zeros are said to be just that.
+///
+/// `entries` says what stands from some place of the table on, and is asked about the first of them only: what it costs to make a
+/// table goes with how often its entries change, not with how many there are.
 pub(crate) fn table<const N: usize>(
     count: u64,
-    mut entry: impl FnMut(u64) -> Result<[u8; N], Error> + Send,
+    entries: impl FnMut(u64) -> Result<Entries<N>, Error> + Send,
 ) -> impl Iterator<Item = Result<Segment, Error>> + Send {
-    let mut next: u64 = 0;
-    let mut page = move || {
-        let end = next.saturating_add(PAGE_LEN / entry_len::<N>()).min(count);
-        let mut bytes = Vec::with_capacity(
-            usize::try_from(end.saturating_sub(next))
-                .unwrap_or_default()
-                .saturating_mul(N),
-        );
-        for index in std::mem::replace(&mut next, end)..end {
-            bytes.extend(entry(index)?);
-        }
-        Ok(bytes)
+    let mut table = Table {
+        source: entries,
+        next: 0,
+        left: count,
+        here: Entries {
+            entry: [0; N],
+            count: 0,
+        },
     };
-    std::iter::repeat_with(move || page().map(bytes_or_zeros)).map_while(Result::transpose)
+    std::iter::repeat_with(move || table.segment()).map_while(Result::transpose)
+}
+
+/// A table in the making.
+struct Table<const N: usize, F> {
+    source: F,
+    /// The place of the entry that comes next.
+    next: u64,
+    /// How many entries there are from there on.
+    left: u64,
+    /// Those that stand there, as far as they have been asked for.
+    here: Entries<N>,
+}
+
+impl<const N: usize, F: FnMut(u64) -> Result<Entries<N>, Error>> Table<N, F> {
+    /// The entries that come next, at least one.
+    fn here(&mut self) -> Result<Entries<N>, Error> {
+        if self.here.count == 0 {
+            self.here = (self.source)(self.next)?;
+        }
+        let count = self.here.count.clamp(1, self.left.max(1));
+        Ok(Entries { count, ..self.here })
+    }
+
+    fn pass(&mut self, count: u64) {
+        self.next = self.next.saturating_add(count);
+        self.left = self.left.saturating_sub(count);
+        self.here.count = self.here.count.saturating_sub(count);
+    }
+
+    /// Pages of zeros, as many as there are, or one page.
+    fn segment(&mut self) -> Result<Option<Segment>, Error> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let page = PAGE_LEN / entry_len::<N>();
+        let Entries { entry, count } = self.here()?;
+        let whole = if count == self.left {
+            count
+        } else {
+            count.saturating_sub(count.checked_rem(page).unwrap_or(count))
+        };
+        if entry == [0; N] && whole > 0 {
+            self.pass(whole);
+            return Ok(zeros(whole.saturating_mul(entry_len::<N>().get())));
+        }
+        let mut wanted = page.min(self.left);
+        let mut bytes = Vec::new();
+        while wanted > 0 {
+            let Entries { entry, count } = self.here()?;
+            let count = count.min(wanted);
+            let some = vec![entry; usize::try_from(count).unwrap_or_default()];
+            bytes.extend_from_slice(some.as_flattened());
+            self.pass(count);
+            wanted = wanted.saturating_sub(count);
+        }
+        Ok(bytes_or_zeros(bytes))
+    }
 }
 
 /// The segment for these bytes, if there are any: zeros, if they are nothing else.
@@ -412,15 +510,74 @@ mod tests {
     #[test]
     fn tables_are_cut_into_pages_and_zero_pages_are_zeros() {
         let entry = |index: u64| {
-            Ok(u32::try_from(if (16384..32768).contains(&index) { 0 } else { index })
-                .unwrap()
-                .to_le_bytes())
+            let entry = if (16384..32768).contains(&index) { 0 } else { index };
+            Ok(u32::try_from(entry).unwrap().to_le_bytes().into())
         };
         let segments: Vec<_> = table(32_770, entry).map(Result::unwrap).collect();
         let lens: Vec<u64> = segments.iter().map(Segment::len).collect();
         assert_eq!(lens, [65536, 65536, 8]);
         assert_eq!(segments[1], Segment::Zeros { len: 65536 });
         assert!(matches!(&segments[2], Segment::Bytes(bytes) if bytes[..4] == 32768_u32.to_le_bytes()));
-        assert_eq!(table(0, |_| Ok([0; 8])).count(), 0);
+        assert_eq!(table(0, |_| Ok([0; 8].into())).count(), 0);
+    }
+
+    #[test]
+    fn tables_cost_what_changes_in_them() {
+        const COUNT: u64 = 1 << 40;
+        /// Where the table is not zeros: in the first page, across two pages, in the last entry.
+        const SET: [u64; 4] = [3, 100 * 16384 - 1, 100 * 16384, COUNT - 1];
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let segments: Vec<_> = table(COUNT, |index| {
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let next = SET.into_iter().find(|set| *set >= index);
+            Ok(match next.map_or(u64::MAX, |next| next - index) {
+                0 => [1, 2, 3, 4].into(),
+                count => Entries { entry: [0; 4], count },
+            })
+        })
+        .map(Result::unwrap)
+        .collect();
+        assert!(asked.into_inner() <= 3 * SET.len() + 1);
+        let lens: Vec<_> = segments.iter().map(Segment::len).collect();
+        let between = |pages: u64| pages * PAGE_LEN;
+        assert_eq!(
+            lens,
+            [
+                PAGE_LEN,
+                between(98),
+                PAGE_LEN,
+                PAGE_LEN,
+                between(COUNT / 16384 - 102),
+                PAGE_LEN
+            ]
+        );
+        let mut at = 0;
+        let mut set = Vec::new();
+        for segment in &segments {
+            if let Segment::Bytes(bytes) = segment {
+                let entries = bytes.as_chunks::<4>().0.iter().zip(at / 4..);
+                set.extend(entries.filter_map(|(entry, index)| (*entry == [1, 2, 3, 4]).then_some(index)));
+            }
+            at += segment.len();
+        }
+        assert_eq!(set, SET);
+    }
+
+    #[test]
+    fn entries_that_are_alike_are_repeated() {
+        for (count, lens) in [(1, &[4][..]), (16384, &[65536]), (20_000, &[65536, 14464])] {
+            let segments: Vec<_> = table(count, |_| {
+                Ok(Entries {
+                    entry: [0xff; 4],
+                    count: u64::MAX,
+                })
+            })
+            .map(Result::unwrap)
+            .collect();
+            assert_eq!(segments.iter().map(Segment::len).collect::<Vec<_>>(), lens);
+            let all_ones =
+                |segment: &Segment| matches!(segment, Segment::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0xff));
+            assert!(segments.iter().all(all_ones), "{count}");
+        }
     }
 }

@@ -48,11 +48,25 @@ pub enum Format {
     Zip,
     /// tar archive, which an OVA is.
     Tar,
+    /// LZ4 frames.
+    Lz4,
+    /// 7-Zip archive.
+    SevenZip,
+    /// RAR archive, versions 4 and 5.
+    Rar,
+    /// Members of lzip.
+    Lzip,
+    /// A file of lzop.
+    Lzop,
+    /// A file of compress, with the extension `.Z`.
+    Compress,
+    /// A stream of LZMA alone, as from before xz.
+    Lzma,
 }
 
 impl Format {
     /// Every format that is recognised.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 25] = [
         Self::Raw,
         Self::Qcow2,
         Self::Qcow,
@@ -71,13 +85,28 @@ impl Format {
         Self::Bzip2,
         Self::Zip,
         Self::Tar,
+        Self::Lz4,
+        Self::SevenZip,
+        Self::Rar,
+        Self::Lzip,
+        Self::Lzop,
+        Self::Compress,
+        Self::Lzma,
     ];
 
-    /// Whether it is an envelope around a disk, not a disk itself.
+    /// Whether it is an envelope around a disk, not a disk itself, of the sort that can be [opened](crate::unwrap()).
     pub const fn is_envelope(self) -> bool {
         matches!(
             self,
             Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Zip | Self::Tar
+        )
+    }
+
+    /// Whether it is an envelope of the sort that is recognised and cannot be opened.
+    pub const fn is_closed_envelope(self) -> bool {
+        matches!(
+            self,
+            Self::Lz4 | Self::SevenZip | Self::Rar | Self::Lzip | Self::Lzop | Self::Compress | Self::Lzma
         )
     }
 
@@ -102,6 +131,13 @@ impl Format {
             Self::Bzip2 => "bzip2",
             Self::Zip => "zip",
             Self::Tar => "tar",
+            Self::Lz4 => "lz4",
+            Self::SevenZip => "7z",
+            Self::Rar => "rar",
+            Self::Lzip => "lzip",
+            Self::Lzop => "lzop",
+            Self::Compress => "compress",
+            Self::Lzma => "lzma",
         }
     }
 
@@ -111,6 +147,9 @@ impl Format {
             Self::Gzip => "gz",
             Self::Zstd => "zst",
             Self::Bzip2 => "bz2",
+            Self::Lzip => "lz",
+            Self::Lzop => "lzo",
+            Self::Compress => "Z",
             other => other.name(),
         }
     }

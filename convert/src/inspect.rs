@@ -10,14 +10,19 @@ use crate::probe::probe_strictly;
 use crate::qcow2::header::{
     COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTERNAL_DATA,
 };
-use crate::qcow2::preamble::Preamble;
+use crate::qcow2::preamble::{BackingFile, Preamble};
 use crate::safety::{self, Region, quote};
 use crate::signature::HEAD_LEN;
-use crate::{Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Probe, ReadAt, Signature, envelope, probe};
+use crate::{
+    Codec, Error, ErrorKind, Evidence, Format, Guest, Image, Limits, Probe, ReadAt, Signature, envelope, probe,
+};
 
 /// What is known of an image.
 ///
 /// A broken or refused image has an inspection too: as much as could be read of it, and the [`refusal`](Self::refusal).
+///
+/// Names and labels are those of the image, cut to 128 bytes, and may hold any character: whoever shows them passes them through
+/// [`printable`](crate::printable). Warnings and reasons are fit to be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
@@ -56,6 +61,15 @@ pub struct Refusal {
     pub reason: String,
 }
 
+impl Refusal {
+    fn of(error: &Error) -> Self {
+        Self {
+            kind: error.kind(),
+            reason: error.to_string(),
+        }
+    }
+}
+
 /// What the header of a qcow2 image says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -87,11 +101,11 @@ pub struct Qcow2Details {
     pub snapshot_count: u32,
     /// How the content is encrypted, if it is.
     pub encryption: Option<String>,
-    /// The name of the backing file, quoted and escaped. It is never opened.
+    /// The name of the backing file, which is never opened; empty if it is not in the header.
     pub backing_file: Option<String>,
-    /// The format of the backing file, quoted and escaped.
+    /// The format of the backing file, as the image calls it.
     pub backing_format: Option<String>,
-    /// The name of the external data file, quoted and escaped. It is never opened.
+    /// The name of the external data file, which is never opened; empty if it has none.
     pub data_file: Option<String>,
 }
 
@@ -127,10 +141,7 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Inspection, Error> {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
             Err(error) => {
-                inspection.refusal = Some(Refusal {
-                    kind: error.kind(),
-                    reason: error.to_string(),
-                });
+                inspection.refusal = Some(Refusal::of(&error));
                 break;
             }
         }
@@ -189,7 +200,7 @@ impl Declared<'_> {
 /// The extensions of file names that mean something, with the formats that may be behind them.
 ///
 /// `img` is missing because people call any format so.
-const EXTENSIONS: [(&[&str], &[Format]); 16] = [
+const EXTENSIONS: [(&[&str], &[Format]); 23] = [
     (&["raw", "dd", "iso", "ami"], &[Format::Raw]),
     (&["qcow2"], &[Format::Qcow2]),
     (&["qcow"], &[Format::Qcow, Format::Qcow2]),
@@ -206,12 +217,19 @@ const EXTENSIONS: [(&[&str], &[Format]); 16] = [
     (&["zst", "zstd"], &[Format::Zstd]),
     (&["bz2"], &[Format::Bzip2]),
     (&["tar", "ova"], &[Format::Tar]),
+    (&["lz4"], &[Format::Lz4]),
+    (&["7z"], &[Format::SevenZip]),
+    (&["rar"], &[Format::Rar]),
+    (&["lz", "tlz"], &[Format::Lzip, Format::Lzma]),
+    (&["lzo", "tzo"], &[Format::Lzop]),
+    (&["z", "taz"], &[Format::Compress]),
+    (&["lzma"], &[Format::Lzma]),
 ];
 
 /// The media types that mean something: those that IANA has registered, and what desktops call disks (shared-mime-info).
 ///
 /// `application/octet-stream` is missing because it says nothing.
-const MEDIA_TYPES: [(&[&str], &[Format]); 14] = [
+const MEDIA_TYPES: [(&[&str], &[Format]); 21] = [
     (
         &[
             "application/x-iso9660-image",
@@ -253,18 +271,65 @@ const MEDIA_TYPES: [(&[&str], &[Format]); 14] = [
         &[Format::Tar],
     ),
     (&["application/x-compressed-tar"], &[Format::Gzip]),
+    (&["application/x-lz4"], &[Format::Lz4]),
+    (&["application/x-7z-compressed"], &[Format::SevenZip]),
+    (
+        &[
+            "application/vnd.rar",
+            "application/x-rar",
+            "application/x-rar-compressed",
+        ],
+        &[Format::Rar],
+    ),
+    (&["application/x-lzip"], &[Format::Lzip]),
+    (&["application/x-lzop"], &[Format::Lzop]),
+    (&["application/x-compress"], &[Format::Compress]),
+    (&["application/x-lzma"], &[Format::Lzma]),
+];
+
+/// The top-level media types (RFC 6838, section 4.2) of what is no disk image, nor an envelope around one.
+const OTHER_MEDIA: [&str; 8] = [
+    "text",
+    "image",
+    "audio",
+    "video",
+    "font",
+    "message",
+    "multipart",
+    "model",
 ];
 
 impl Inspection {
-    /// How the content disagrees with what somebody said that it is, if it does. What is not said to be a disk image or an
-    /// envelope agrees with everything.
+    /// Refuses the image, unless it is refused already, for what `limits` leave out: a disk of too many bytes, or any envelope if
+    /// none may be opened.
+    pub fn hold_to(&mut self, limits: &Limits) {
+        let is_closed = self.format.is_envelope() && limits.nesting_max == 0;
+        let held = if is_closed {
+            Err(envelope::too_deep(self.format))
+        } else {
+            self.virtual_size
+                .map_or(Ok(()), |size| limits.check_size(size, self.format))
+        };
+        if let (Err(error), None) = (held, &self.refusal) {
+            self.refusal = Some(Refusal::of(&error));
+        }
+    }
+
+    /// How the content disagrees with what somebody said that it is, if it does.
+    ///
+    /// What is said to be text, a picture or the like disagrees with every disk image, and so with whatever is inspected; though it
+    /// does not [say](Declared::says_something) that there is one. What says nothing of either sort agrees with everything.
     pub fn disagreement(&self, declared: Declared<'_>) -> Option<String> {
         let who = match declared {
             Declared::Name(_) => "name",
             Declared::MediaType(_) => "media type",
         };
         let (word, formats) = declared.look_up();
-        let formats = formats?;
+        let is_other = matches!(declared, Declared::MediaType(_))
+            && word
+                .split_once('/')
+                .is_some_and(|(top_level, _)| OTHER_MEDIA.contains(&top_level));
+        let formats = formats.or(is_other.then_some(&[] as &[Format]))?;
         let (format, quoted) = (self.format, quote(word.as_bytes()));
         if !formats.contains(&format) {
             return Some(format!("the {who} says {quoted}, the content is {format}"));
@@ -387,7 +452,11 @@ fn details(preamble: &Preamble) -> Qcow2Details {
         ..
     } = preamble;
     let external = header.incompatible & INCOMPATIBLE_EXTERNAL_DATA != 0;
-    let unnamed = external.then(|| "without a name".to_owned());
+    let backing_file = backing_file.as_ref().map(|file| match file {
+        BackingFile::Named(name) => safety::text(name),
+        BackingFile::OutsideOfHeader => String::new(),
+    });
+    let as_text = |name: &Option<Vec<u8>>| name.as_deref().map(safety::text);
     Qcow2Details {
         version: header.version,
         compat: if header.version < 3 { "0.10" } else { "1.1" },
@@ -407,8 +476,8 @@ fn details(preamble: &Preamble) -> Qcow2Details {
             2 => Some("luks".to_owned()),
             other => Some(format!("method {other}")),
         },
-        backing_file: backing_file.clone(),
-        backing_format: extensions.backing_format.clone(),
-        data_file: extensions.data_file.clone().or(unnamed),
+        backing_file,
+        backing_format: as_text(&extensions.backing_format),
+        data_file: as_text(&extensions.data_file).or(external.then(String::new)),
     }
 }

@@ -93,6 +93,6 @@ pub use map::{Image, Mapping, open};
 pub use plan::{Plan, Segment, Segments, Totals, plan, plan_with_seed};
 pub use probe::{Evidence, Probe, probe};
 pub use profile::Profile;
-pub use safety::MAX_VIRTUAL_SIZE;
+pub use safety::{MAX_VIRTUAL_SIZE, printable};
 pub use signature::Signature;
 pub use target::Target;

@@ -158,6 +158,17 @@ pub(crate) fn open_any<'a>(source: impl ReadAt + 'a) -> Result<Box<dyn Image + '
             None => Err(still_wrapped(Format::Tar)),
         },
         format @ (Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 | Format::Zip) => Err(still_wrapped(format)),
+        format @ (Format::Lz4
+        | Format::SevenZip
+        | Format::Rar
+        | Format::Lzip
+        | Format::Lzop
+        | Format::Compress
+        | Format::Lzma) => {
+            let reason =
+                "the file is compressed in a way that is recognised but cannot be undone here: decompress it first";
+            Err(Error::unsupported(reason).with_format(format))
+        }
     }
 }
 

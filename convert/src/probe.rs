@@ -98,6 +98,11 @@ fn second_sign(format: Format, head: &[u8], footer: Option<u64>) -> Option<(Stri
         Format::Raw => two_file_systems(&found),
         Format::Vhd if !dynamic_vhd => None,
         _ if format.is_envelope() || matches!(format, Format::Luks | Format::Aki | Format::Ari) => None,
+        // Some of these begin with few bytes that are theirs alone, which a disk may begin with, too.
+        _ if format.is_closed_envelope() => found
+            .into_iter()
+            .find(|found| found.is_partition_table() || found.is_whole_disk())
+            .map(|found| (format!("a disk with {found}"), found.offset())),
         _ => found
             .into_iter()
             .find(|found| found.is_partition_table() || *found == Signature::Iso9660)
@@ -163,6 +168,18 @@ fn signs(head: &[u8]) -> Vec<(Format, u64)> {
             has(0, b"BZh") && has(4, &[0x31, 0x41, 0x59, 0x26, 0x53, 0x59]),
         ),
         (Format::Zip, 0, has(0, b"PK\x03\x04")),
+        (Format::Lz4, 0, has(0, &[0x04, 0x22, 0x4d, 0x18])),
+        (Format::SevenZip, 0, has(0, b"7z\xbc\xaf\x27\x1c")),
+        // The last byte is zero in version 4; in version 5 it is 1, and a zero follows.
+        (
+            Format::Rar,
+            0,
+            has(0, b"Rar!\x1a\x07\0") || has(0, b"Rar!\x1a\x07\x01\0"),
+        ),
+        (Format::Lzip, 0, has(0, b"LZIP\0") || has(0, b"LZIP\x01")),
+        (Format::Lzop, 0, has(0, b"\x89LZO\0\r\n\x1a\n")),
+        (Format::Compress, 0, is_compress(head)),
+        (Format::Lzma, 0, is_lzma(head)),
         (Format::Vdi, 64, has(64, &[0x7f, 0x10, 0xda, 0xbe])),
         (Format::Tar, 257, has(257, b"ustar")),
         // The end of a boot sector, and the magic number of the header behind it.
@@ -170,6 +187,50 @@ fn signs(head: &[u8]) -> Vec<(Format, u64)> {
     ];
     let here = found.into_iter().filter(|(_, _, here)| *here);
     here.map(|(format, offset, _)| (format, offset)).collect()
+}
+
+/// Whether it begins as a file of compress: two bytes of magic, and the width of codes, 9 to 16 bits, with a flag for blocks. Two
+/// more bits are unused.
+fn is_compress(head: &[u8]) -> bool {
+    let Some([0x1f, 0x9d, flags]) = head.first_chunk() else {
+        return false;
+    };
+    flags & 0x60 == 0 && (9..=16).contains(&(flags & 0x1f))
+}
+
+/// Whether it begins as a stream of LZMA alone, which has no magic number.
+///
+/// | offset | size | field |
+/// | --- | --- | --- |
+/// | 0 | 1 | properties: lc + 9 (lp + 5 pb) |
+/// | 1 | 4 | size of the dictionary |
+/// | 5 | 8 | size of what it decodes to, or all ones if the stream says where it ends |
+/// | 13 | 1 | zero, the first byte of every range coder |
+///
+/// xz takes for one what has properties that it can decode, a dictionary of 2^n or 2^n + 2^(n-1) bytes and less than 256 GiB in it.
+/// Here the dictionary has 4 KiB at least, the least that an encoder takes, and something is in the stream: the first sectors of
+/// disks have many zeros.
+fn is_lzma(head: &[u8]) -> bool {
+    /// As many as there are below 9 · 5 · 5.
+    const PROPERTIES_MAX: u8 = 224;
+    /// Of lc and lp together.
+    const LITERAL_BITS_MAX: u8 = 4;
+    const DICTIONARY_LEN_MIN: u32 = 4 << 10;
+    const SIZE_END: u64 = 256 << 30;
+    let Some([properties, header @ .., 0]) = head.first_chunk::<14>() else {
+        return false;
+    };
+    let [d0, d1, d2, d3, size @ ..] = *header;
+    let dictionary = u32::from_le_bytes([d0, d1, d2, d3]);
+    let size = u64::from_le_bytes(size);
+    let (literal_bits, rest) = (properties % 9, properties / 9);
+    // One bit, or two that are neighbours.
+    let is_usual = dictionary >> dictionary.trailing_zeros().min(31) <= 3 || dictionary == u32::MAX;
+    *properties <= PROPERTIES_MAX
+        && literal_bits.saturating_add(rest % 5) <= LITERAL_BITS_MAX
+        && dictionary >= DICTIONARY_LEN_MIN
+        && is_usual
+        && (size == u64::MAX || (1..SIZE_END).contains(&size))
 }
 
 /// Where the last sector is if it is the footer of a VHD: its cookie, and file format version 1.0 at byte 12.
@@ -219,6 +280,14 @@ mod tests {
             (0, b"LUKS\xba\xbe\0\x02", Format::Luks),
             (0, b"070701", Format::Ari),
             (510, b"\x55\xaa\xeb\x66HdrS", Format::Aki),
+            (0, &[0x04, 0x22, 0x4d, 0x18], Format::Lz4),
+            (0, b"7z\xbc\xaf\x27\x1c\0\x04", Format::SevenZip),
+            (0, b"Rar!\x1a\x07\0", Format::Rar),
+            (0, b"Rar!\x1a\x07\x01\0", Format::Rar),
+            (0, b"LZIP\x01", Format::Lzip),
+            (0, b"\x89LZO\0\r\n\x1a\n", Format::Lzop),
+            (0, &[0x1f, 0x9d, 0x90], Format::Compress),
+            (0, b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Format::Lzma),
         ];
         for (offset, magic, format) in cases {
             let probe = probe(&file(*offset, magic)).unwrap();
@@ -242,6 +311,10 @@ mod tests {
             (100, b"QFI\xfb", Evidence::Default),
             (0, b"BZh91 is not bzip2", Evidence::Default),
             (70_000 - 512, b"conectix\0\0\0\x02\0\x02\0\0", Evidence::Default),
+            (0, &[0x1f, 0x9d, 0x08], Evidence::Default),
+            (0, &[0x1f, 0x9d, 0xf0], Evidence::Default),
+            (0, b"LZIP\x02", Evidence::Default),
+            (0, b"Rar!\x1a\x07\x02\0", Evidence::Default),
         ] {
             assert_eq!(
                 probe(&file(offset, magic)).unwrap(),
@@ -270,7 +343,14 @@ mod tests {
         let qcow2: Part<'_> = (0, b"QFI\xfb\0\0\0\x03");
         let vdi: Part<'_> = (64, &[0x7f, 0x10, 0xda, 0xbe]);
         let gpt: Part<'_> = (512, b"EFI PART");
-        let refused: [Refused<'_>; 9] = [
+        let compress: Part<'_> = (0, &[0x1f, 0x9d, 0x90]);
+        let lzma: Part<'_> = (0, &[0x5d, 0, 0, 0x80, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0]);
+        let refused: [Refused<'_>; 14] = [
+            (&[compress, PARTITION, BOOT], "compress and a disk with mbr", 446),
+            (&[lzma, gpt], "lzma and a disk with gpt", 512),
+            (&[(0, &[0x04, 0x22, 0x4d, 0x18]), EXT], "lz4 and a disk with ext", 1080),
+            (&[compress, FOOTER], "compress and vhd", 70_000 - 512),
+            (&[lzma, (257, b"ustar")], "lzma and tar", 257),
             (&[qcow2, vdi], "qcow2 and vdi", 64),
             (&[qcow2, (257, b"ustar")], "qcow2 and tar", 257),
             (&[vdi, (257, b"ustar")], "vdi and tar", 257),
@@ -308,6 +388,57 @@ mod tests {
         ] {
             probe_strictly(&make(parts)).unwrap();
         }
+    }
+
+    #[test]
+    fn lzma_is_told_by_a_header_that_makes_sense() {
+        let header = |properties: u8, dictionary: u32, size: u64, first: u8| {
+            let fields = [
+                &[properties][..],
+                &dictionary.to_le_bytes(),
+                &size.to_le_bytes(),
+                &[first],
+            ];
+            is_lzma(&fields.concat())
+        };
+        for (properties, dictionary, size) in [
+            (0x5d, 8 << 20, u64::MAX),
+            (0x5d, 12 << 20, 1),
+            (0x5d, u32::MAX, (256 << 30) - 1),
+            (0x5d, 1 << 31, 1 << 20),
+            (0x5d, 3 << 30, 1 << 20),
+            (0, 4096, 1),
+            (4, 4096, 1),
+            (224 - 8 - 4 * 9, 4096, 1),
+        ] {
+            assert!(
+                header(properties, dictionary, size, 0),
+                "{properties} {dictionary} {size}"
+            );
+            assert!(
+                !header(properties, dictionary, size, 1),
+                "{properties} {dictionary} {size}"
+            );
+        }
+        for (properties, dictionary, size) in [
+            (225, 8 << 20, u64::MAX),
+            (5, 8 << 20, u64::MAX),
+            (224, 8 << 20, u64::MAX),
+            (0x5d, 0, u64::MAX),
+            (0x5d, 2048, u64::MAX),
+            (0x5d, 5 << 20, u64::MAX),
+            (0x5d, 7 << 20, u64::MAX),
+            (0x5d, (8 << 20) + 1, u64::MAX),
+            (0x5d, 8 << 20, 0),
+            (0x5d, 8 << 20, 256 << 30),
+            (0x5d, 8 << 20, u64::MAX - 1),
+        ] {
+            assert!(
+                !header(properties, dictionary, size, 0),
+                "{properties} {dictionary} {size}"
+            );
+        }
+        assert!(!is_lzma(&[0; 512]) && !is_lzma(b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff"));
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub(crate) fn run_at(source: &dyn ReadAt, offset: u64) -> Result<Run, Error> {
 
 /// Shows a foreign name in quotes, with everything but plain printable text escaped, and cut to a bounded length.
 pub(crate) fn quote(name: &[u8]) -> String {
-    let shown = printable(name);
+    let shown = printable(&text(name));
     if is_cut(name) {
         format!("\"{shown}\" (cut, {} bytes in all)", name.len())
     } else {
@@ -122,11 +122,22 @@ pub(crate) fn quote(name: &[u8]) -> String {
     }
 }
 
-/// Foreign text with everything but plain printable text escaped, and cut to a bounded length.
-pub(crate) fn printable(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
+/// Foreign text as it is, but for what is no UTF-8, and cut to a bounded length.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let start = text.char_indices().take_while(|(index, _)| *index < MAX_QUOTED_BYTES);
+    start.map(|(_, char)| char).collect()
+}
+
+/// Foreign text as it may be shown on a terminal: with everything but plain printable text escaped as Rust does, and so the
+/// escape character and quotes themselves.
+///
+/// The fields of an [`Inspection`](crate::Inspection) hold text as the image has it, which may be anything. Messages of errors and
+/// warnings are fit to be shown.
+#[must_use]
+pub fn printable(text: &str) -> String {
     let mut shown = String::new();
-    for (_, char) in text.char_indices().take_while(|(index, _)| *index < MAX_QUOTED_BYTES) {
+    for char in text.chars() {
         if char.is_ascii_graphic() && char != '"' && char != '\\' || char == ' ' || char.is_alphanumeric() {
             shown.push(char);
         } else {
@@ -136,9 +147,9 @@ pub(crate) fn printable(text: &[u8]) -> String {
     shown
 }
 
-/// Whether [`printable`] leaves out a part of the text.
-fn is_cut(text: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(text);
+/// Whether [`text`] leaves out a part.
+fn is_cut(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
     text.char_indices().any(|(index, _)| index >= MAX_QUOTED_BYTES)
 }
 
@@ -157,6 +168,14 @@ mod tests {
         ] {
             assert_eq!(quote(name), quoted);
         }
+    }
+
+    #[test]
+    fn text_is_kept_as_it_is_and_shown_escaped() {
+        let kept = text(b"a\"b\n\x1b[2J\xff");
+        assert_eq!(kept, "a\"b\n\u{1b}[2J\u{fffd}");
+        assert_eq!(printable(&kept), "a\\\"b\\n\\u{1b}[2J\\u{fffd}");
+        assert_eq!(text("\u{fc}".repeat(100).as_bytes()), "\u{fc}".repeat(64));
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::encode::archived_len;
 use crate::safety::quote;
-use crate::{Error, Format, Profile};
+use crate::{Error, ErrorKind, Format, Limits, Profile};
 
 /// A format that [`plan`](crate::plan()) or [`encode`](crate::encode()) can make.
 ///
@@ -180,6 +181,31 @@ impl Target {
         )
     }
 
+    /// Refuses to make of a disk of `virtual_size` bytes a file that could not be opened again within `limits`: a compressed
+    /// envelope that spells out more than [`expanded_bytes_max`](Limits::expanded_bytes_max).
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](ErrorKind::TooLarge), with both sizes.
+    pub fn check(&self, virtual_size: u64, limits: &Limits) -> Result<(), Error> {
+        let disk = virtual_size.checked_next_multiple_of(self.alignment());
+        let disk = disk.unwrap_or(u64::MAX);
+        let expanded = match self.variant {
+            Variant::Gz | Variant::Zst => disk,
+            Variant::TarGz => archived_len(disk),
+            _ => return Ok(()),
+        };
+        let max = limits.expanded_bytes_max;
+        if expanded <= max {
+            return Ok(());
+        }
+        let reason = format!(
+            "{self} spells out all of a disk of {virtual_size} bytes, and {max} are the most that are accepted out of an envelope \
+             here (image-expanded-max)"
+        );
+        Err(Error::new(ErrorKind::TooLarge, reason).with_format(self.file_format()))
+    }
+
     /// Whether the file can be written from its first byte to its last, as a pipe asks for.
     pub const fn is_streamed(&self) -> bool {
         match self.format {
@@ -267,7 +293,6 @@ impl FromStr for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn every_target_parses_back_and_has_a_name_of_its_own() {
@@ -291,6 +316,33 @@ mod tests {
                 .starts_with("\"moon\" is not a profile; there are aws, azure, "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_could_not_be_opened_again_is_not_made() {
+        let limits = Limits {
+            expanded_bytes_max: 10 << 30,
+            ..Limits::DEFAULT
+        };
+        let spelled_out = [Target::RAW_GZ, Target::RAW_ZST, Target::RAW_TAR_GZ];
+        for target in Target::ALL {
+            let is_bounded = spelled_out.contains(&target);
+            assert_eq!(target.check((10 << 30) + 1, &limits).is_err(), is_bounded, "{target}");
+            target.check((10 << 30) - 1536, &limits).unwrap();
+        }
+        // An archive has a header and an end beside the disk.
+        Target::RAW_ZST.check(10 << 30, &limits).unwrap();
+        Target::RAW_TAR_GZ.check((10 << 30) - 1535, &limits).unwrap_err();
+        let gcp: Target = "profile=gcp".parse().unwrap();
+        gcp.check((9 << 30) - 1, &limits).unwrap();
+        let error = gcp.check((9 << 30) + 1, &limits).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert_eq!(
+            error.to_string(),
+            "gzip: too large: profile=gcp spells out all of a disk of 9663676417 bytes, and 10737418240 are the most that are accepted \
+             out of an envelope here (image-expanded-max)"
+        );
+        Target::RAW_GZ.check(u64::MAX, &limits).unwrap_err();
     }
 
     #[test]

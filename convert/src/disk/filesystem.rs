@@ -29,7 +29,7 @@ use crate::Error;
 pub struct FileSystem {
     /// What it is.
     pub kind: FileSystemKind,
-    /// Its name, with everything but printable text escaped.
+    /// Its name, as it is there: see [`printable`](crate::printable).
     pub label: Option<String>,
     /// Its identifier as `blkid` spells it: mostly a UUID, for FAT a serial number, for ISO 9660 a date.
     pub uuid: Option<String>,

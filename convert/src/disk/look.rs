@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::limits::LookLimits;
-use crate::safety::printable;
+use crate::safety;
 use crate::{Error, ErrorKind, Guest, Image, Mapping, ReadAt};
 
 /// What is read at once: what compressed clusters mostly are, so that few of them are decoded twice.
@@ -190,11 +190,11 @@ impl Fields {
         self.bytes(offset, magic.len()) == magic
     }
 
-    /// Text that is padded with zeros or blanks, if there is any, fit to be shown.
+    /// Text that is padded with zeros or blanks, if there is any.
     pub(super) fn text(&self, offset: usize, len: usize) -> Option<String> {
         let bytes = self.bytes(offset, len);
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default().trim_ascii();
-        (!text.is_empty()).then(|| printable(text))
+        (!text.is_empty()).then(|| safety::text(text))
     }
 
     /// The same in UTF-16, as little-endian units.
@@ -202,7 +202,7 @@ impl Fields {
         let (units, _) = self.bytes(offset, len).as_chunks::<2>();
         let units = units.iter().map(|unit| u16::from_le_bytes(*unit));
         let text: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
-        (!text.is_empty()).then(|| printable(String::from_utf16_lossy(&text).as_bytes()))
+        (!text.is_empty()).then(|| safety::text(String::from_utf16_lossy(&text).as_bytes()))
     }
 
     /// A UUID in network order, unless it is nil.
@@ -277,7 +277,7 @@ pub(super) mod tests {
         assert_eq!(fields.bytes(2, 2), b"");
         assert_eq!(
             Fields(b" a\n\x1b \0x".to_vec()).text(0, 7).as_deref(),
-            Some("a\\n\\u{1b}")
+            Some("a\n\u{1b}")
         );
         assert_eq!(Fields(vec![b' '; 11]).text(0, 11), None);
         let guid = Fields((0..16).collect());

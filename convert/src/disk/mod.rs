@@ -97,7 +97,7 @@ pub struct Partition {
     pub kind: String,
     /// Its identifier: a GUID, or for an MBR the disk's signature and the number.
     pub uuid: Option<String>,
-    /// The name that a GPT has for it, with everything but printable text escaped.
+    /// The name that a GPT has for it, as it is there: see [`printable`](crate::printable).
     pub name: Option<String>,
     /// Whether it is marked to boot on a BIOS.
     pub active: bool,

@@ -7,12 +7,12 @@ use serde::Serialize;
 use super::ext::Ext;
 use super::look::View;
 use crate::Error;
-use crate::safety::printable;
+use crate::safety::text;
 
 /// In this order, as os-release(5) has it.
 const PATHS: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
-/// What an installed system says of itself, with everything but printable text escaped.
+/// What an installed system says of itself, as it says it: see [`printable`](crate::printable).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Os {
@@ -35,9 +35,9 @@ pub(super) fn read(view: View<'_>) -> Result<Option<Os>, Error> {
     Ok(None)
 }
 
-fn parse(text: &[u8]) -> Os {
+fn parse(file: &[u8]) -> Os {
     let mut os = Os::default();
-    for line in text.split(|byte| *byte == b'\n') {
+    for line in file.split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();
         let Some(equals) = line.iter().position(|byte| *byte == b'=') else {
             continue;
@@ -49,7 +49,7 @@ fn parse(text: &[u8]) -> Os {
             b"PRETTY_NAME" => &mut os.pretty_name,
             _ => continue,
         };
-        *field = Some(printable(&unquote(value.get(1..).unwrap_or_default())));
+        *field = Some(text(&unquote(value.get(1..).unwrap_or_default())));
     }
     os
 }
@@ -76,12 +76,12 @@ mod tests {
 
     #[test]
     fn values_are_read_as_a_shell_does() {
-        let text =
+        let file =
             b"# comment\nNAME=\"x\"\nPRETTY_NAME=\"A \\\"B\\\" \\$1\"\nID=debian\r\nVERSION_ID='12.\\5'\nbroken\n=\n";
-        let os = parse(text);
-        assert_eq!(os.pretty_name.as_deref(), Some("A \\\"B\\\" $1"));
+        let os = parse(file);
+        assert_eq!(os.pretty_name.as_deref(), Some("A \"B\" $1"));
         assert_eq!(os.id.as_deref(), Some("debian"));
-        assert_eq!(os.version_id.as_deref(), Some("12.\\\\5"));
+        assert_eq!(os.version_id.as_deref(), Some("12.\\5"));
         assert_eq!(parse(b"\xff\0=\n\n"), Os::default());
     }
 }

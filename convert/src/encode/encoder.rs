@@ -102,6 +102,9 @@ impl Encoder {
     ///
     /// [`Io`](ErrorKind::Io) if the source cannot be read, [`Corrupt`](ErrorKind::Corrupt) if a compressed cluster of it is broken.
     pub fn encode(&mut self, job: &Job, source: &dyn ReadAt) -> Result<Encoded, Error> {
+        if let Content::Zeros { parts } = job.content {
+            return Ok(self.encode_zeros(job, parts));
+        }
         let filled = self.fill(job, source)?;
         let used = if self.recipe.keeps_zeros {
             filled
@@ -124,14 +127,38 @@ impl Encoder {
         Ok(encoded)
     }
 
+    /// Encodes parts of the disk that are known to be zeros, without looking at any.
+    fn encode_zeros(&mut self, job: &Job, parts: u64) -> Encoded {
+        let parts = usize::try_from(parts).expect("a job has few parts");
+        let units = parts.saturating_mul(JOB_LEN.div_ceil(self.recipe.unit_len));
+        let (unit, bytes) = if self.recipe.keeps_zeros {
+            let zeros = self.zero_unit();
+            (Unit::Compressed(zeros.len()), zeros.repeat(units))
+        } else {
+            (Unit::Zero, Vec::new())
+        };
+        Encoded {
+            guest: job.guest,
+            len: job.len(),
+            units: vec![unit; units],
+            bytes,
+        }
+    }
+
+    /// What a whole unit of zeros becomes.
+    fn zero_unit(&mut self) -> &[u8] {
+        let (compressor, len) = (&mut self.compressor, self.recipe.unit_len);
+        self.zero_unit
+            .get_or_insert_with(|| compressor.compress_to_vec(&vec![0; len]))
+    }
+
     fn encode_unit(&mut self, unit: &[u8], bytes: &mut Vec<u8>) -> Unit {
         if is_zero(unit) {
             if !self.recipe.keeps_zeros {
                 return Unit::Zero;
             }
             if unit.len() == self.recipe.unit_len {
-                let compressor = &mut self.compressor;
-                let zeros = self.zero_unit.get_or_insert_with(|| compressor.compress_to_vec(unit));
+                let zeros = self.zero_unit();
                 bytes.extend_from_slice(zeros);
                 return Unit::Compressed(zeros.len());
             }
@@ -164,6 +191,11 @@ impl Encoder {
                 let disk = disk.get_mut(..bytes.len()).ok_or_else(too_long)?;
                 disk.copy_from_slice(bytes);
                 Ok(bytes.len())
+            }
+            Content::Zeros { .. } => {
+                let len = usize::try_from(job.len()).map_err(|_| too_long())?;
+                disk.get_mut(..len).ok_or_else(too_long)?.fill(0);
+                Ok(len)
             }
             Content::Pieces(pieces) => {
                 let mut filled: usize = 0;

@@ -7,7 +7,11 @@ use super::JOB_SIZE;
 use crate::map::{Origin, Piece, Pieces};
 use crate::{Error, Image};
 
-/// A part of the disk, of at most [`JOB_LEN`](super::JOB_LEN) bytes and from a multiple of that on.
+/// The most parts of the disk that a job of zeros is about: 2 GiB, which become 2 MiB of gzip, as much as any other job may.
+const ZERO_PARTS_MAX: u64 = 1024;
+
+/// A part of the disk, from a multiple of [`JOB_LEN`](super::JOB_LEN) on and of at most that many bytes; several such parts if
+/// they are known to be zeros.
 #[derive(Debug, Clone)]
 pub struct Job {
     pub(super) guest: u64,
@@ -21,6 +25,8 @@ pub(super) enum Content {
     Pieces(Vec<Piece>),
     /// Here.
     Bytes(Vec<u8>),
+    /// Nowhere: so many parts of [`JOB_LEN`](super::JOB_LEN) zeros.
+    Zeros { parts: u64 },
 }
 
 impl Job {
@@ -40,6 +46,7 @@ impl Job {
         match &self.content {
             Content::Pieces(pieces) => pieces.iter().map(|piece| piece.len).sum(),
             Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Zeros { parts } => parts.saturating_mul(JOB_SIZE),
         }
     }
 }
@@ -100,10 +107,28 @@ impl Jobs {
         self.guest.saturating_add(JOB_SIZE).min(self.virtual_size)
     }
 
+    /// The job of the whole parts of zeros that `piece`, which a job begins with, begins with.
+    fn zeros(&mut self, piece: Piece) -> Option<Job> {
+        let parts = (piece.len / JOB_SIZE).min(ZERO_PARTS_MAX);
+        if piece.origin != Origin::Zero || parts == 0 {
+            return None;
+        }
+        let guest = self.guest;
+        self.guest = guest.saturating_add(parts.saturating_mul(JOB_SIZE));
+        (_, self.ahead) = piece.split_at(self.guest);
+        Some(Job {
+            guest,
+            content: Content::Zeros { parts },
+        })
+    }
+
     fn fetch(&mut self) -> Result<Option<Job>, Error> {
         let Some(mut piece) = self.first_piece()? else {
             return Ok(None);
         };
+        if let Some(zeros) = self.zeros(piece) {
+            return Ok(Some(zeros));
+        }
         let (guest, end) = (self.guest, self.end());
         let mut pieces = Vec::new();
         loop {
@@ -186,6 +211,10 @@ mod tests {
                     let pieces: Vec<_> = pieces.iter().map(|p| format!("{}{}", kind(p), p.len)).collect();
                     format!("{}+{}: {}", guest / JOB, guest % JOB, pieces.join(" "))
                 }
+                Ok(Job {
+                    guest,
+                    content: Content::Zeros { parts },
+                }) => format!("{}+{}: {parts} of zeros", guest / JOB, guest % JOB),
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => error.reason().to_owned(),
             })
@@ -208,10 +237,27 @@ mod tests {
             format!("9+0: d3 z{}", JOB - 3),
         ];
         assert_eq!(jobs(&runs, false), expected);
-        let all = jobs(&runs, true);
-        assert_eq!(all.len(), 13);
-        assert_eq!(all[0], format!("0+0: z{JOB}"));
-        assert_eq!(all[12], "12+0: z9");
+        let all = [
+            "0+0: 5 of zeros".to_owned(),
+            expected[0].clone(),
+            expected[1].clone(),
+            "7+0: 1 of zeros".to_owned(),
+            expected[2].clone(),
+            expected[3].clone(),
+            "10+0: 2 of zeros".to_owned(),
+            "12+0: z9".to_owned(),
+        ];
+        assert_eq!(jobs(&runs, true), all);
+    }
+
+    #[test]
+    fn zeros_that_are_kept_come_by_many_parts() {
+        let size = 64 << 40;
+        let all = jobs(&[(size - 5, 'z'), (size, 'd')], true);
+        assert_eq!(all.len() as u64, size / (ZERO_PARTS_MAX * JOB) + 1);
+        assert_eq!(all[1], "1024+0: 1024 of zeros");
+        assert!(all[all.len() - 2].ends_with("+0: 1023 of zeros"));
+        assert!(all[all.len() - 1].ends_with(&format!("+0: z{} d5", JOB - 5)));
     }
 
     #[test]

@@ -49,6 +49,7 @@ use self::compressor::Compression;
 pub(crate) use self::encoder::Unit;
 pub use self::encoder::{Encoded, Encoder};
 pub use self::job::{Job, Jobs};
+pub(crate) use self::tar_gz::archived_len;
 use crate::padded::padded;
 use crate::plan::Totals;
 use crate::{Error, Format, Image, Target, qcow2, vmdk};

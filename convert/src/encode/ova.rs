@@ -20,7 +20,7 @@ use crate::{Error, Image, vmdk};
 
 const BLOCK_LEN: usize = 512;
 /// [`BLOCK_LEN`] as a length of a file.
-const BLOCK_SIZE: u64 = BLOCK_LEN as u64;
+pub(super) const BLOCK_SIZE: u64 = BLOCK_LEN as u64;
 /// Longer than any descriptor that is made here.
 const DESCRIPTOR_LEN: usize = 8 << 10;
 /// Two lines.

@@ -25,6 +25,12 @@ impl Assembler {
     }
 }
 
+/// How long an archive is that holds a disk of `len` bytes: it has a header, and ends with two empty blocks.
+pub(crate) fn archived_len(len: u64) -> u64 {
+    let blocks = len.div_ceil(ova::BLOCK_SIZE).saturating_add(3);
+    blocks.saturating_mul(ova::BLOCK_SIZE)
+}
+
 fn member(bytes: &[u8]) -> Vec<u8> {
     Compressor::new(Compression::Gzip).compress_to_vec(bytes)
 }

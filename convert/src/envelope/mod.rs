@@ -113,8 +113,7 @@ pub(crate) fn split_disk(source: &dyn ReadAt) -> Result<Option<SplitDisk>, Error
 pub fn unwrap(source: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Option<Content>, Error> {
     let format = probe_strictly(&**source)?.format;
     if format.is_envelope() && limits.nesting_max == 0 {
-        let reason = "an envelope that lies in more others than are accepted";
-        return Err(Error::new(ErrorKind::TooLarge, reason).with_format(format));
+        return Err(too_deep(format));
     }
     let content = match format {
         Format::Gzip | Format::Xz | Format::Zstd | Format::Bzip2 => {
@@ -201,10 +200,15 @@ impl Read for Sequential {
 }
 
 fn too_many_entries(max: usize) -> Error {
-    Error::new(
-        ErrorKind::TooLarge,
-        format!("the archive holds more than {max} entries"),
-    )
+    let reason =
+        format!("the archive holds more than {max} entries, the most that are accepted here (image-entries-max)");
+    Error::new(ErrorKind::TooLarge, reason)
+}
+
+/// Refuses an envelope where none may be any more.
+pub(crate) fn too_deep(format: Format) -> Error {
+    let reason = "the envelope is at a depth, in others or by itself, that is not accepted here (image-nesting-max)";
+    Error::new(ErrorKind::TooLarge, reason).with_format(format)
 }
 
 /// Shows names for a reason.

@@ -1,7 +1,9 @@
 //! Compressed streams, decoded as they are read, and cut off where they get too long.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
+
+use flate2::bufread::GzDecoder;
 
 use super::{DECODER_MEMORY_MAX, Sequential};
 use crate::{Error, ErrorKind, Format, ReadAt};
@@ -16,7 +18,9 @@ pub(super) fn of(format: Format, source: Arc<dyn ReadAt>, most: u64) -> Result<B
     let failed = |error| Error::io("start a decoder", error).with_format(format);
     let compressed = BufReader::with_capacity(BUFFER_LEN, Sequential { source, at: 0 });
     let decoded: Box<dyn Read + Send> = match format {
-        Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(compressed)),
+        Format::Gzip => Box::new(Members {
+            member: Some(GzDecoder::new(compressed)),
+        }),
         Format::Xz => {
             let concatenated = liblzma::stream::CONCATENATED;
             let stream = liblzma::stream::Stream::new_stream_decoder(DECODER_MEMORY_MAX, concatenated);
@@ -32,6 +36,47 @@ pub(super) fn of(format: Format, source: Arc<dyn ReadAt>, most: u64) -> Result<B
         other => return Err(Error::unsupported("this is no compressed stream").with_format(other)),
     };
     Ok(bounded(decoded, format, most))
+}
+
+/// The members of a gzip file (RFC 1952) one after another.
+///
+/// Zeros behind the last one are passed over, as the tool `gzip` does it: what was written by blocks ends with some.
+struct Members<R> {
+    /// Absent behind the last one, and behind an error there.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buf)?;
+            if read > 0 || buf.is_empty() {
+                return Ok(read);
+            }
+            let compressed = self.member.take().map(GzDecoder::into_inner);
+            self.member = compressed.map(next_member).transpose()?.flatten();
+        }
+        Ok(0)
+    }
+}
+
+/// The member that follows, unless all that does is zeros.
+fn next_member<R: BufRead>(mut compressed: R) -> io::Result<Option<GzDecoder<R>>> {
+    let mut is_padded = false;
+    loop {
+        let rest = compressed.fill_buf()?;
+        let zeros = rest.iter().take_while(|byte| **byte == 0).count();
+        is_padded |= zeros > 0;
+        match rest.len() {
+            0 => return Ok(None),
+            len if len == zeros => compressed.consume(zeros),
+            _ if is_padded => {
+                let reason = "behind the last gzip member there are zeros, and then something else";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            _ => return Ok(Some(GzDecoder::new(compressed))),
+        }
+    }
 }
 
 /// The bytes of a deflate stream of a ZIP archive, which have to be `len` and to have a checksum.
@@ -84,7 +129,10 @@ impl Read for Bounded {
             }
         })?;
         let Some(left) = self.left.checked_sub(read as u64) else {
-            let reason = format!("it expands to more than {} bytes", self.most);
+            let reason = format!(
+                "it expands to more than {} bytes, the most that are accepted here (image-expanded-max)",
+                self.most
+            );
             let error = Error::new(ErrorKind::TooLarge, reason).with_format(self.format);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
         };

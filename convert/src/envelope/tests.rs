@@ -129,7 +129,7 @@ fn envelopes_lie_in_each_other_only_so_deep() {
     let error = opened(gz(&twice), LARGE).unwrap_err();
     assert_eq!(
         error,
-        "gzip: too large: an envelope that lies in more others than are accepted"
+        "gzip: too large: the envelope is at a depth, in others or by itself, that is not accepted here (image-nesting-max)"
     );
 }
 
@@ -141,6 +141,11 @@ fn what_is_wrapped_comes_out() {
     let cases = [
         ("gz", gz(disk)),
         ("gz of two members", twice(gz)),
+        ("gz with zeros behind it", [gz(disk), vec![0; 1]].concat()),
+        (
+            "gz of two members with many zeros behind them",
+            [twice(gz), vec![0; 600_000]].concat(),
+        ),
         ("xz", xz(disk)),
         ("xz of two streams", twice(xz)),
         ("zst", zst(disk)),
@@ -187,7 +192,29 @@ fn streams_end_at_the_bound() {
     ] {
         assert!(opened(bytes.clone(), zeros.len() as u64).is_ok());
         let error = opened(bytes, (4 << 20) - 1).unwrap_err();
-        assert!(error.contains("it expands to more than 4194303 bytes"), "{error}");
+        assert!(
+            error.contains(
+                "it expands to more than 4194303 bytes, the most that are accepted here (image-expanded-max)"
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn nothing_but_zeros_may_follow_gzip() {
+    let whole = gz(&content());
+    for (behind, reason) in [
+        (b"garbage".to_vec(), "gzip"),
+        (vec![0, 1], "zeros, and then something else"),
+        (
+            [vec![0; 300_000], whole.clone()].concat(),
+            "zeros, and then something else",
+        ),
+        (vec![0x1f], "gzip"),
+    ] {
+        let error = opened([whole.clone(), behind].concat(), LARGE).unwrap_err();
+        assert!(error.contains("cannot be decoded") && error.contains(reason), "{error}");
     }
 }
 

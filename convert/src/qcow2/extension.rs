@@ -14,9 +14,9 @@ use crate::safety::quote;
 /// What the header extensions say, as far as it matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
-    /// Quoted already: these are foreign names.
-    pub(crate) backing_format: Option<String>,
-    pub(crate) data_file: Option<String>,
+    /// Foreign names.
+    pub(crate) backing_format: Option<Vec<u8>>,
+    pub(crate) data_file: Option<Vec<u8>>,
     /// Type (0 incompatible, 1 compatible, 2 autoclear), bit number and quoted name.
     pub(crate) feature_names: Vec<(u8, u8, String)>,
     pub(crate) bitmaps: bool,
@@ -36,8 +36,8 @@ impl Extensions {
             })?;
             match kind {
                 0 => break,
-                0xe279_2aca => extensions.backing_format = Some(quote(content)),
-                0x4441_5441 => extensions.data_file = Some(quote(content)),
+                0xe279_2aca => extensions.backing_format = Some(content.to_vec()),
+                0x4441_5441 => extensions.data_file = Some(content.to_vec()),
                 0x6803_f857 => extensions.feature_names = feature_names(content),
                 0x2385_2875 => extensions.bitmaps = true,
                 0x0537_be77 => extensions.encryption_header = true,

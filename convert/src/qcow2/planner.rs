@@ -197,7 +197,7 @@ impl L2Tables {
         let mut table = vec![0_u8; CLUSTER_LEN];
         let (entries, _) = table.as_chunks_mut::<8>();
         for (cluster, entry) in (first..).zip(entries) {
-            if let Some(ordinal) = self.ordinals.of(cluster)? {
+            if let Some(ordinal) = self.ordinals.of(cluster)?.ordinal {
                 let offset = ordinal
                     .saturating_mul(CLUSTER_SIZE)
                     .saturating_add(self.blueprint.data_start);

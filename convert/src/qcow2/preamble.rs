@@ -32,9 +32,17 @@ const BACKING_NAME_LEN_MAX: u64 = 1023;
 pub(crate) struct Preamble {
     pub(crate) header: Header,
     pub(crate) extensions: Extensions,
-    /// The backing file's name, quoted.
-    pub(crate) backing_file: Option<String>,
+    pub(crate) backing_file: Option<BackingFile>,
     pub(crate) file_size: u64,
+}
+
+/// The backing file that an image needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BackingFile {
+    /// By this name.
+    Named(Vec<u8>),
+    /// By a name that is not where it may be.
+    OutsideOfHeader,
 }
 
 impl Preamble {
@@ -69,7 +77,7 @@ impl Preamble {
         };
         let area = cluster.get(extensions_start..extensions_end).unwrap_or_default();
         let extensions = Extensions::parse(area, u64::from(header.header_len))?;
-        let backing_file = (backing_start != 0).then(|| backing_name(&cluster, &header));
+        let backing_file = (backing_start != 0).then(|| backing_file(&cluster, &header));
         Ok(Self {
             header,
             extensions,
@@ -153,16 +161,18 @@ impl Preamble {
         let refuse = |reason: String, offset| Err(Error::new(ErrorKind::ReferenceDenied, reason).at(offset));
         let data_file = self.extensions.data_file.as_deref();
         if self.header.incompatible & INCOMPATIBLE_EXTERNAL_DATA != 0 || data_file.is_some() {
-            let name = data_file.unwrap_or("without a name");
+            let name = data_file.map_or("without a name".to_owned(), quote);
             return refuse(
                 format!("the data is in an external data file {name}"),
                 field::INCOMPATIBLE,
             );
         }
-        match &self.backing_file {
-            Some(name) => refuse(format!("the image needs a backing file {name}"), field::BACKING_FILE),
-            None => Ok(()),
-        }
+        let name = match &self.backing_file {
+            Some(BackingFile::Named(name)) => quote(name),
+            Some(BackingFile::OutsideOfHeader) => "with a name outside of the header".to_owned(),
+            None => return Ok(()),
+        };
+        refuse(format!("the image needs a backing file {name}"), field::BACKING_FILE)
     }
 
     fn check_tables(&self) -> Result<(), Error> {
@@ -255,14 +265,13 @@ fn check_cluster_bits(header: &Header) -> Result<(), Error> {
     Err(Error::corrupt(reason).at(field::CLUSTER_BITS))
 }
 
-/// The backing file's name for a refusal: quoted, and only if it is where it may be.
-fn backing_name(cluster: &[u8], header: &Header) -> String {
+fn backing_file(cluster: &[u8], header: &Header) -> BackingFile {
     let len = u64::from(header.backing_file_size);
     let start = usize::try_from(header.backing_file_offset).ok();
     let end = start.and_then(|start| start.checked_add(usize::try_from(len).ok()?));
     match start.zip(end).and_then(|(start, end)| cluster.get(start..end)) {
-        Some(name) if len <= BACKING_NAME_LEN_MAX => quote(name),
-        _ => "with a name outside of the header".to_owned(),
+        Some(name) if len <= BACKING_NAME_LEN_MAX => BackingFile::Named(name.to_vec()),
+        _ => BackingFile::OutsideOfHeader,
     }
 }
 

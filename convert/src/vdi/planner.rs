@@ -69,14 +69,18 @@ impl Shape for Layout {
                     .saturating_mul(BLOCK_SIZE.get())
                     .saturating_sub(image.virtual_size()),
             );
-            let map = table(count, |index| Ok(u32::try_from(index).unwrap_or(ABSENT).to_le_bytes()));
+            let map = table(count, |index| {
+                Ok(u32::try_from(index).unwrap_or(ABSENT).to_le_bytes().into())
+            });
             let data = raw::disk(image).chain(disk_padding.map(Ok));
             return Box::new(header.chain(map).chain(padding.map(Ok)).chain(data));
         }
         let mut ordinals = Ordinals::new(Arc::clone(&image), BLOCK_SIZE);
         let map = table(count, move |index| {
-            let entry = ordinals.of(index)?.and_then(|ordinal| u32::try_from(ordinal).ok());
-            Ok(entry.unwrap_or(ABSENT).to_le_bytes())
+            let entry = |ordinal: Option<u64>| ordinal.and_then(|ordinal| u32::try_from(ordinal).ok());
+            Ok(ordinals
+                .of(index)?
+                .entries(|ordinal| entry(ordinal).unwrap_or(ABSENT).to_le_bytes()))
         });
         let data = DataBlocks::new(image, BLOCK_SIZE);
         Box::new(header.chain(map).chain(padding.map(Ok)).chain(data))

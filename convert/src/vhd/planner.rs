@@ -122,7 +122,9 @@ impl Shape for Dynamic {
         let start = [footer.clone(), header].map(|bytes| Ok(Segment::Bytes(bytes)));
         let segments = start
             .into_iter()
-            .chain(table(self.entries(), move |index| Ok(self.entry(ordinals.of(index)?))))
+            .chain(table(self.entries(), move |index| {
+                Ok(ordinals.of(index)?.entries(|ordinal| self.entry(ordinal)))
+            }))
             .chain(DataBlocks::with_prefix(image, BLOCK_SIZE, bitmap))
             .chain([Ok(Segment::Bytes(footer))]);
         Box::new(segments)

@@ -153,15 +153,16 @@ impl Shape for Layout {
                 .blocks
                 .saturating_mul(block_size.get())
                 .saturating_sub(image.virtual_size());
-            let bat = table(entries, move |entry| Ok(self.entry(self.block_of(entry))));
+            let bat = table(entries, move |entry| Ok(self.entry(self.block_of(entry)).into()));
             let data = raw::disk(image).chain(zeros(padding).map(Ok));
             return Box::new(start.chain(bat).chain(bat_padding.map(Ok)).chain(data));
         }
         let mut ordinals = Ordinals::new(Arc::clone(&image), block_size);
         let bat = table(entries, move |entry| {
             Ok(match self.block_of(entry) {
-                Some(block) => self.entry(ordinals.of(block)?),
-                None => self.entry(None),
+                // Absent entries for sector bitmaps between those of absent blocks make only more of them.
+                Some(block) => ordinals.of(block)?.entries(|ordinal| self.entry(ordinal)),
+                None => self.entry(None).into(),
             })
         });
         let data = DataBlocks::new(image, block_size);

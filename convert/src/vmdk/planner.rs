@@ -62,24 +62,23 @@ impl Layout {
         sector: u64,
         image: Arc<dyn Image>,
     ) -> impl Iterator<Item = Result<Segment, Error>> + Send + use<> {
+        let entry = |sector: u64| {
+            let sector = u32::try_from(sector);
+            sector.expect("the file is within its bound").to_le_bytes()
+        };
         let directory_len = self.header.directory_len();
         let first_table = sector.saturating_add(directory_len / SECTOR);
         let count = self.header.table_count();
         let directory = table(count, move |index| {
             let sector = first_table.saturating_add(index.saturating_mul(TABLE_LEN / SECTOR));
-            Ok(u32::try_from(sector)
-                .expect("the file is within its bound")
-                .to_le_bytes())
+            Ok(entry(sector).into())
         });
         let padding = zeros(directory_len.saturating_sub(count.saturating_mul(4)));
         let mut ordinals = Ordinals::new(image, GRAIN_SIZE);
         let data_offset = self.data_offset();
         let grains = table(count.saturating_mul(TABLE_ENTRIES), move |index| {
             let place = |ordinal: u64| data_offset.saturating_add(ordinal.saturating_mul(GRAIN_SIZE.get())) / SECTOR;
-            let sector = ordinals.of(index)?.map_or(0, place);
-            Ok(u32::try_from(sector)
-                .expect("the file is within its bound")
-                .to_le_bytes())
+            Ok(ordinals.of(index)?.entries(|ordinal| entry(ordinal.map_or(0, place))))
         });
         directory.chain(padding.map(Ok)).chain(grains)
     }

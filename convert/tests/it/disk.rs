@@ -1,7 +1,9 @@
 //! What is found on disks that real tools have made.
 
 use anyhow::{Context, Result, ensure};
-use lithos_convert::{Disk, FileSystemKind, PartitionTable, Target, inspect, inspect_declared};
+use lithos_convert::{
+    Declared, Disk, ErrorKind, FileSystemKind, Limits, PartitionTable, Target, inspect, inspect_declared, printable,
+};
 
 use crate::support::{Bench, source};
 
@@ -185,5 +187,87 @@ fn names_that_say_something_else_are_told_of() -> Result<()> {
         let warnings = inspect_declared(&zeros, name)?.warnings;
         ensure!(warnings.first().map(String::as_str) == warning, "{name}: {warnings:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn media_types_of_other_things_disagree_with_every_image() -> Result<()> {
+    let inspection = inspect(&vec![0; 1 << 20])?;
+    for (media_type, says_something, disagreement) in [
+        ("application/octet-stream", false, None),
+        ("application/x-raw-disk-image", true, None),
+        (
+            "Image/PNG; q=1",
+            false,
+            Some("the media type says \"image/png\", the content is raw"),
+        ),
+        (
+            "text/html",
+            false,
+            Some("the media type says \"text/html\", the content is raw"),
+        ),
+        (
+            "multipart/mixed",
+            false,
+            Some("the media type says \"multipart/mixed\", the content is raw"),
+        ),
+        ("text", false, None),
+        (
+            "application/x-lz4",
+            true,
+            Some("the media type says \"application/x-lz4\", the content is raw"),
+        ),
+    ] {
+        let declared = Declared::MediaType(media_type);
+        ensure!(declared.says_something() == says_something, "{media_type}");
+        ensure!(
+            inspection.disagreement(declared).as_deref() == disagreement,
+            "{media_type}"
+        );
+    }
+    ensure!(inspection.disagreement(Declared::Name("text/html")).is_none());
+    Ok(())
+}
+
+#[test]
+fn inspections_are_held_to_limits() -> Result<()> {
+    let held = |bytes: &[u8], limits: &Limits| -> Result<_> {
+        let mut inspection = inspect(&bytes.to_vec())?;
+        let before = inspection.refusal.clone();
+        inspection.hold_to(limits);
+        Ok((before, inspection.refusal))
+    };
+    let small = Limits {
+        virtual_size_max: 1000,
+        nesting_max: 0,
+        ..Limits::DEFAULT
+    };
+    let gzip = [0x1f, 0x8b, 0x08, 0, 0, 0, 0, 0, 0, 0];
+    ensure!(held(&[0; 1000], &small)? == (None, None) && held(&gzip, &Limits::DEFAULT)? == (None, None));
+    for (bytes, name) in [
+        (&[0; 1001][..], "image-virtual-size-max"),
+        (&gzip[..], "image-nesting-max"),
+    ] {
+        let (before, after) = held(bytes, &small)?;
+        let after = after.expect(name);
+        ensure!(before.is_none() && after.kind == ErrorKind::TooLarge, "{name}");
+        ensure!(after.reason.contains(name), "{}", after.reason);
+    }
+    let (before, after) = held(b"QFI\xfb", &small)?;
+    ensure!(before.is_some() && after == before, "the first refusal stays");
+    Ok(())
+}
+
+#[test]
+fn foreign_text_is_kept_as_it_is() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.qemu_img(&["create", "-f", "raw", "a\"b.raw", "1M"])?;
+    bench.qemu_img(&["create", "-f", "qcow2", "-b", "a\"b.raw", "-F", "raw", "disk.qcow2"])?;
+    let inspection = inspect(&*source(&bench.path("disk.qcow2"))?)?;
+    let qcow2 = inspection.qcow2.expect("it is qcow2");
+    ensure!(qcow2.backing_file.as_deref() == Some("a\"b.raw") && qcow2.backing_format.as_deref() == Some("raw"));
+    ensure!(printable("a\"b.raw\u{1b}") == "a\\\"b.raw\\u{1b}");
+    let reason = inspection.refusal.expect("it needs another file").reason;
+    ensure!(reason.ends_with("a backing file \"a\\\"b.raw\""), "{reason}");
     Ok(())
 }

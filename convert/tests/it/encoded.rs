@@ -1,13 +1,14 @@
 //! Compressed targets: what is particular about each, and what holds for large and hostile disks.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use lithos_convert::{
-    ErrorKind, JOB_LEN, Job, ReadAt, Run, RunKind, Target, encode, encode_pipe, open, plan, plan_with_seed,
+    Content, ErrorKind, JOB_LEN, Job, Limits, ReadAt, Run, RunKind, Target, encode, encode_pipe, open, plan,
+    plan_with_seed, unwrap,
 };
 
 use crate::support::{Bench, Sparse, encoded, encoded_targets, noise, qemu_format, source};
@@ -379,5 +380,67 @@ fn seeds_keep_disks_apart() -> Result<()> {
         ensure!(make(b"one")? == make(b"one")?, "{target}");
         ensure!(make(b"one")? != make(b"other")?, "{target}");
     }
+    Ok(())
+}
+
+/// A raw disk that is a hole but for its last bytes.
+#[derive(Debug)]
+struct Hollow {
+    len: u64,
+}
+
+impl ReadAt for Hollow {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        for (byte, place) in buf.iter_mut().zip(offset..) {
+            *byte = u8::from(place >= self.len - 5);
+        }
+        Ok(())
+    }
+
+    fn run_at(&self, offset: u64) -> io::Result<Run> {
+        let data = self.len - 5;
+        Ok(if offset < data {
+            Run {
+                kind: RunKind::Zero,
+                len: data - offset,
+            }
+        } else {
+            Run {
+                kind: RunKind::Data,
+                len: self.len - offset,
+            }
+        })
+    }
+}
+
+#[test]
+fn kept_zeros_come_by_few_jobs_and_all_come_out() -> Result<()> {
+    let len = (3 << 30) + 77;
+    let source: Arc<dyn ReadAt> = Arc::new(Hollow { len });
+    for target in [Target::RAW_GZ, Target::RAW_ZST, Target::RAW_TAR_GZ] {
+        let encoding = encode(open(Arc::clone(&source))?.into(), &target, b"")?;
+        ensure!(encoding.jobs().count() == 3, "{target}");
+    }
+    let file: Arc<dyn ReadAt> = Arc::new(encoded(&source, Target::RAW_ZST)?);
+    let Some(Content::Stream(mut disk)) = unwrap(&file, &Limits::DEFAULT)? else {
+        panic!("a stream");
+    };
+    let mut zeros = disk.by_ref().take(len - 5);
+    let (mut buf, mut seen) = (vec![0; 1 << 20], 0);
+    loop {
+        let read = zeros.read(&mut buf)?;
+        if read == 0 {
+            break;
+        }
+        ensure!(buf[..read].iter().all(|byte| *byte == 0), "behind {seen}");
+        seen += read as u64;
+    }
+    let mut end = Vec::new();
+    disk.read_to_end(&mut end)?;
+    ensure!(seen == len - 5 && end == [1; 5], "{seen} {end:?}");
     Ok(())
 }

@@ -1684,6 +1684,63 @@ const ALL: &[Evil] = &[
     ),
     evil(
         Base::Raw,
+        "the file is not LZ4",
+        |b| only(b, 0, b"\x04\x22\x4d\x18"),
+        "lz4: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not a 7-Zip archive",
+        |b| only(b, 0, b"7z\xbc\xaf\x27\x1c"),
+        "7z: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not a RAR archive of version 4",
+        |b| only(b, 0, b"Rar!\x1a\x07\0"),
+        "rar: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not a RAR archive of version 5",
+        |b| only(b, 0, b"Rar!\x1a\x07\x01\0"),
+        "rar: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not of lzip",
+        |b| only(b, 0, b"LZIP\x01"),
+        "lzip: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not of lzop",
+        |b| only(b, 0, b"\x89LZO\0\r\n\x1a\n"),
+        "lzop: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not of compress",
+        |b| only(b, 0, b"\x1f\x9d\x90"),
+        "compress: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not LZMA alone",
+        |b| only(b, 0, b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0"),
+        "lzma: not supported: the file is compressed",
+    ),
+    evil(
+        Base::Raw,
+        "the file is not of compress and a disk",
+        |b| {
+            only(b, 0, b"\x1f\x9d\x90");
+            b[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        },
+        "compress: corrupt at byte 1080: the file is compress and a disk with ext",
+    ),
+    evil(
+        Base::Raw,
         "the file is not a kernel",
         |b| only(b, 510, b"\x55\xaa\xeb\x66HdrS"),
         "aki: not supported: the file is a kernel",
