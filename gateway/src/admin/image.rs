@@ -51,7 +51,13 @@ pub(super) async fn show(
     let (bucket, key): (BucketName, ObjectKey) = (place.bucket.parse()?, place.key.parse()?);
     let object = app.store.open_object(&bucket, &key).await?;
     let image = ObjectImage::new(object.reader());
-    let inspected = tokio::task::spawn_blocking(move || inspect_declared(&image, key.as_str())).await;
+    let limits = app.config.image;
+    let inspect = move || {
+        let mut inspection = inspect_declared(&image, key.as_str())?;
+        inspection.hold_to(&limits);
+        Ok::<_, lithos_convert::Error>(inspection)
+    };
+    let inspected = tokio::task::spawn_blocking(inspect).await;
     let failed = |reason| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", reason);
     match inspected {
         Ok(Ok(inspection)) => Ok(Json(inspection)),

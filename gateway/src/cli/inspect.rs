@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use indicatif::BinaryBytes;
 use lithos_convert::{
     Declared, Disk, Error, ErrorKind, Evidence, FileSystem, Format, Inspection, Partition, PartitionTable,
-    Qcow2Details, Refusal, inspect_declared,
+    Qcow2Details, Refusal, inspect_declared, printable,
 };
 use serde::Serialize;
 
@@ -59,20 +59,23 @@ fn look(args: &Args) -> anyhow::Result<Report> {
         bail!("it is read here and there: save what comes out of a pipe to a file first");
     };
     let name = args.file.file_name().unwrap_or_default().to_string_lossy();
-    let outside = inspect_declared(&source, &name)?;
+    let limits = args.limits.check()?;
+    let mut outside = inspect_declared(&source, &name)?;
+    outside.hold_to(&limits);
     if !outside.format.is_envelope() {
         return Ok(Report {
             envelopes: Vec::new(),
             inspection: outside,
         });
     }
-    match Unwrapped::of(source, None, &args.limits.check()?) {
+    match Unwrapped::of(source, None, &limits) {
         Ok(Unwrapped { image, envelopes }) => {
             // What is said of the inside is the name without what is said of the envelopes.
             let inside = envelopes
                 .iter()
                 .fold(&*name, |name, _| name.rsplit_once('.').map_or(name, |(stem, _)| stem));
             let mut inspection = inspect_declared(&image, inside)?;
+            inspection.hold_to(&limits);
             inspection.warnings.extend(outside.disagreement(Declared::Name(&name)));
             Ok(Report { envelopes, inspection })
         }
@@ -158,9 +161,13 @@ fn qcow2_rows(qcow2: &Qcow2Details) -> [(&'static str, Option<String>); 9] {
             (qcow2.snapshot_count > 0).then(|| qcow2.snapshot_count.to_string()),
         ),
         ("encryption", qcow2.encryption.clone()),
-        ("backing file", qcow2.backing_file.clone()),
-        ("data file", qcow2.data_file.clone()),
+        ("backing file", qcow2.backing_file.as_deref().map(quoted)),
+        ("data file", qcow2.data_file.as_deref().map(quoted)),
     ]
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", printable(name))
 }
 
 /// What is on the disk.
@@ -176,11 +183,12 @@ fn disk_rows(disk: &Disk) -> Vec<(&'static str, String)> {
     );
     let os = disk.os.as_ref();
     let name = os.and_then(|os| os.pretty_name.clone().or_else(|| os.id.clone()));
-    rows.extend(name.map(|name| ("system", name)));
+    rows.extend(name.map(|name| ("system", printable(&name))));
     let boots = disk.boot.iter();
     rows.extend(boots.map(|boot| ("boots by", format!("{} ({})", boot.mode.name(), boot.reason))));
     if !disk.efi_loaders.is_empty() {
-        rows.push(("boot loaders", disk.efi_loaders.join(", ")));
+        let loaders: Vec<_> = disk.efi_loaders.iter().map(|loader| printable(loader)).collect();
+        rows.push(("boot loaders", loaders.join(", ")));
     }
     rows
 }
@@ -195,7 +203,7 @@ fn partition(partition: &Partition) -> String {
     } = partition;
     let mut text = format!("{index}: {} at {start}, type {kind}", size(*len));
     if let Some(name) = &partition.name {
-        write!(text, ", named {name}").expect("a string takes everything");
+        write!(text, ", named {}", printable(name)).expect("a string takes everything");
     }
     if let Some(found) = &partition.file_system {
         write!(text, ", {}", file_system(found)).expect("a string takes everything");
@@ -207,7 +215,7 @@ fn file_system(found: &FileSystem) -> String {
     let mut text = found.kind.to_string();
     for (word, value) in [("label", &found.label), ("uuid", &found.uuid)] {
         if let Some(value) = value {
-            write!(text, " {word}={value}").expect("a string takes everything");
+            write!(text, " {word}={}", printable(value)).expect("a string takes everything");
         }
     }
     text

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lithos_convert::{Declared, Disk, Evidence, Format, PartitionTable, ReadAt};
+use lithos_convert::{Declared, Disk, Evidence, Format, Limits, PartitionTable, ReadAt};
 use lithos_storage::{BucketName, LayoutId, ObjectKey, layout::Layout};
 
 use super::read_at::ObjectImage;
@@ -87,22 +87,22 @@ pub(crate) struct Found {
 /// Never fails: what cannot be read is no image.
 pub(crate) async fn annotations(app: &App, layout: &Layout, said: Said) -> BTreeMap<String, String> {
     let image = ObjectImage::new(app.store.staged_reader(layout));
-    look(image, said, false).await.annotations
+    look(image, said, app.config.image, false).await.annotations
 }
 
 /// Looks at what is known to be an image, because somebody asks for a conversion of it.
-pub(crate) async fn look_at_image(image: impl ReadAt + 'static, said: Said) -> Found {
-    look(image, said, true).await
+pub(crate) async fn look_at_image(app: &App, image: impl ReadAt + 'static, said: Said) -> Found {
+    look(image, said, app.config.image, true).await
 }
 
-async fn look(image: impl ReadAt + 'static, said: Said, known: bool) -> Found {
-    let found = tokio::task::spawn_blocking(move || find(&image, &said, known));
+async fn look(image: impl ReadAt + 'static, said: Said, limits: Limits, known: bool) -> Found {
+    let found = tokio::task::spawn_blocking(move || find(&image, &said, &limits, known));
     found.await.unwrap_or_default()
 }
 
 /// What there is to say of `image`. Without `known`, bytes that show no sign of an image, and are not said to be one, have
 /// no annotations.
-fn find(image: &dyn ReadAt, said: &Said, known: bool) -> Found {
+fn find(image: &dyn ReadAt, said: &Said, limits: &Limits, known: bool) -> Found {
     let mut found = Found::default();
     if image.size() == 0 {
         return found;
@@ -112,7 +112,7 @@ fn find(image: &dyn ReadAt, said: &Said, known: bool) -> Found {
     if shows_nothing && !known && !said.declared().any(|declared| declared.says_something()) {
         return found;
     }
-    let inspection = match lithos_convert::inspect(image) {
+    let mut inspection = match lithos_convert::inspect(image) {
         Ok(inspection) => inspection,
         Err(error) => {
             found
@@ -121,6 +121,7 @@ fn find(image: &dyn ReadAt, said: &Said, known: bool) -> Found {
             return found;
         }
     };
+    inspection.hold_to(limits);
     found.disagreement = said.declared().find_map(|declared| inspection.disagreement(declared));
     if !shows_nothing || known {
         let size = inspection.virtual_size.map(|size| size.to_string());
@@ -196,7 +197,7 @@ pub(crate) async fn annotate_object(app: &App, bucket: &BucketName, key: &Object
     };
     if object.record.layout_id == version {
         let said = Said::new(key.as_str(), object.record.headers.content_type.as_deref());
-        let found = look(ObjectImage::new(object.reader()), said, false).await;
+        let found = look(ObjectImage::new(object.reader()), said, app.config.image, false).await;
         note(app, bucket, key, version, &found.annotations).await;
     }
 }

@@ -284,6 +284,7 @@ fn seed(args: &Args) -> anyhow::Result<Vec<u8>> {
 fn from_file(args: &Args, is_pipe: bool, source: &Arc<FileSource>, limits: &Limits) -> anyhow::Result<Done> {
     let image: Arc<dyn Image> = open(Arc::clone(source) as Arc<dyn ReadAt>)?.into();
     limits.check(&*image)?;
+    args.to.check(image.virtual_size(), limits)?;
     let from = image.format();
     let seed = seed(args)?;
     let (virtual_size, totals, file_size) = if args.to.is_encoded() {
@@ -336,7 +337,7 @@ struct NeedsFile(String);
 
 /// A raw disk in one pass.
 fn from_pipe(args: &Args, is_pipe: bool, pipe: &mut File, limits: &Limits) -> anyhow::Result<Done> {
-    let mut disk = PipedDisk::open(pipe, limits)?;
+    let mut disk = PipedDisk::open(pipe, &args.to, limits)?;
     let is_raw = args.to == Target::RAW;
     if !is_raw && (!args.to.is_encoded() || encode_pipe(&args.to).is_err()) {
         let reason = format!(

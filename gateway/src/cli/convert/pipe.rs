@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use lithos_convert::{Format, JOB_LEN, Job, Limits, probe};
+use lithos_convert::{Format, JOB_LEN, Job, Limits, Target, probe};
 
 use super::{CANNOT_WRITE, NeedsFile};
 
@@ -16,6 +16,8 @@ const HOLE_LEN: usize = 64 << 10;
 /// A raw disk in parts of [`JOB_LEN`] bytes, of which the last one may be shorter.
 pub(super) struct PipedDisk<'a> {
     pipe: &'a mut dyn Read,
+    /// What it is to become.
+    to: &'a Target,
     limits: &'a Limits,
     /// What was read to find out the format.
     start: Vec<u8>,
@@ -25,7 +27,7 @@ pub(super) struct PipedDisk<'a> {
 
 impl<'a> PipedDisk<'a> {
     /// Reads the first part, and refuses what is not raw.
-    pub(super) fn open(pipe: &'a mut dyn Read, limits: &'a Limits) -> anyhow::Result<Self> {
+    pub(super) fn open(pipe: &'a mut dyn Read, to: &'a Target, limits: &'a Limits) -> anyhow::Result<Self> {
         let start = read_part(pipe, Vec::new())?;
         // As an empty file is, but before anything is replaced by nothing: what was to fill the pipe may have failed.
         limits.check_size(start.len() as u64, Format::Raw)?;
@@ -36,6 +38,7 @@ impl<'a> PipedDisk<'a> {
         }
         Ok(Self {
             pipe,
+            to,
             limits,
             start,
             len: 0,
@@ -74,6 +77,7 @@ impl<'a> PipedDisk<'a> {
         let part = read_part(self.pipe, std::mem::take(&mut self.start))?;
         self.len += part.len() as u64;
         self.limits.check_size(self.len, Format::Raw)?;
+        self.to.check(self.len, self.limits)?;
         Ok(Some(part).filter(|part| !part.is_empty()))
     }
 }
@@ -114,7 +118,7 @@ mod tests {
         let limits = limits(disk.len() as u64);
         let file = tempfile::tempfile().unwrap();
         let mut pipe = &disk[..];
-        let mut piped = PipedDisk::open(&mut pipe, &limits).unwrap();
+        let mut piped = PipedDisk::open(&mut pipe, &Target::RAW, &limits).unwrap();
         piped.write_to_file(&file, &ProgressBar::hidden()).unwrap();
         assert_eq!(piped.len(), disk.len() as u64);
         let mut back = vec![1; disk.len()];
@@ -123,12 +127,12 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), disk.len() as u64);
 
         let (mut pipe, mut passed) = (&disk[..], Vec::new());
-        let mut piped = PipedDisk::open(&mut pipe, &limits).unwrap();
+        let mut piped = PipedDisk::open(&mut pipe, &Target::RAW, &limits).unwrap();
         piped.write_to_pipe(&mut passed, &ProgressBar::hidden()).unwrap();
         assert!(passed == disk);
 
         let mut pipe = &disk[..];
-        let piped = PipedDisk::open(&mut pipe, &limits).unwrap();
+        let piped = PipedDisk::open(&mut pipe, &Target::RAW, &limits).unwrap();
         assert_eq!(piped.map(Result::unwrap).count(), 2);
     }
 
@@ -136,7 +140,7 @@ mod tests {
     fn a_disk_that_does_not_end_is_refused_at_the_bound() {
         let limits = limits(5 << 20);
         let mut endless = std::io::repeat(0);
-        let mut piped = PipedDisk::open(&mut endless, &limits).unwrap();
+        let mut piped = PipedDisk::open(&mut endless, &Target::RAW, &limits).unwrap();
         let error = piped
             .write_to_pipe(&mut std::io::sink(), &ProgressBar::hidden())
             .unwrap_err();
@@ -147,7 +151,9 @@ mod tests {
     #[test]
     fn what_is_not_raw_needs_a_file() {
         let mut gzip = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3][..];
-        let error = PipedDisk::open(&mut gzip, &Limits::DEFAULT).err().unwrap();
+        let error = PipedDisk::open(&mut gzip, &Target::RAW, &Limits::DEFAULT)
+            .err()
+            .unwrap();
         assert!(error.is::<NeedsFile>(), "{error:#}");
     }
 }

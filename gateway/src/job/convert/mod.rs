@@ -100,7 +100,7 @@ impl<'a> Looked<'a> {
     ) -> Result<Self, JobError> {
         let tags = context.app.store.bucket(bucket).await?.tags;
         let said = Said::new(key.as_str(), source.record.headers.content_type.as_deref());
-        let found = annotate::look_at_image(ObjectImage::new(source.reader()), said).await;
+        let found = annotate::look_at_image(&context.app, ObjectImage::new(source.reader()), said).await;
         annotate::note(&context.app, bucket, key, source.record.layout_id, &found.annotations).await;
         let looked = Self {
             context,
@@ -125,7 +125,7 @@ impl<'a> Looked<'a> {
             name = without_extension(name, name_start(name)).0;
         }
         let bytes = image.bytes(&self.context.app.store, self.source);
-        let found = annotate::look_at_image(bytes, Said::new(name, None)).await;
+        let found = annotate::look_at_image(&self.context.app, bytes, Said::new(name, None)).await;
         let mut known = found.annotations;
         let format = known.remove(annotate::FORMAT);
         annotate::note(
@@ -287,7 +287,9 @@ async fn convert(
         // Until the end: it is read meanwhile.
         let _unpacked = unpacked;
         let image: Arc<dyn lithos_convert::Image> = lithos_convert::open(Arc::new(bytes)).map_err(image_error)?.into();
-        work.context.app.config.image.check(&*image).map_err(image_error)?;
+        let limits = &work.context.app.config.image;
+        limits.check(&*image).map_err(image_error)?;
+        target.check(image.virtual_size(), limits).map_err(image_error)?;
         // Each version of each object has derivatives with identifiers of their own, and the same ones each time.
         let seed = version.to_string().into_bytes();
         if target.is_encoded() {
