@@ -244,7 +244,7 @@ async fn await_result(images: &Images, id: &str) -> Result<String> {
             return Ok(job["result"].as_str().unwrap_or_default().to_owned());
         }
         ensure!(
-            begun.elapsed() < Duration::from_secs(60),
+            begun.elapsed() < Duration::from_mins(1),
             "a job that is not done: {job}"
         );
         tokio::time::sleep(POLL).await;

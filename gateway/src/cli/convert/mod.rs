@@ -241,13 +241,11 @@ impl Output {
 }
 
 fn convert(args: &Args, is_pipe: bool) -> anyhow::Result<Done> {
-    let args = &Args {
-        output: match is_pipe {
-            true => args.output.clone(),
-            false => output::resolve(&args.output, args.force)?,
-        },
-        ..args.clone()
-    };
+    let mut args = args.clone();
+    if !is_pipe {
+        args.output = output::resolve(&args.output, args.force)?;
+    }
+    let args = &args;
     let limits = args.limits.check()?;
     let source = match Input::open(&args.input)? {
         // What is encoded is read anyway, and zeros are found then.

@@ -37,7 +37,7 @@ pub(super) struct Partial {
 /// Where a file is to be written: behind symbolic links, as who opens it would. Refuses before any work what would be refused
 /// at the end.
 pub(super) fn resolve(output: &Path, force: bool) -> anyhow::Result<PathBuf> {
-    /// As many as the kernel follows (path_resolution(7)).
+    /// As many as the kernel follows (`path_resolution(7)`).
     const LINKS_MAX: usize = 40;
     let mut path = output.to_owned();
     for _ in 0..LINKS_MAX {

@@ -27,11 +27,12 @@ impl Input {
     /// Opens a path, or takes the standard input where it is `-`; that is read from where it stands.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot read {}", path.display());
-        let open = || match path == Path::new("-") {
-            true => Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?)),
-            false => File::open(path),
+        let file = if path == Path::new("-") {
+            io::stdin().as_fd().try_clone_to_owned().map(File::from)
+        } else {
+            File::open(path)
         };
-        let file = open().with_context(cannot)?;
+        let file = file.with_context(cannot)?;
         let kind = file.metadata().with_context(cannot)?.file_type();
         if kind.is_dir() {
             bail!("{} is a folder", path.display());
@@ -198,30 +199,30 @@ mod tests {
 
     #[test]
     fn zeros_that_were_written_are_found_if_they_are_looked_for() {
-        const CHUNK: u64 = 64 << 10;
+        const CHUNK: usize = 64 << 10;
+        const CHUNK_LEN: u64 = CHUNK as u64;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.img");
         // Seventy-one chunks and a bit, which is more than one group: the second one holds something in its last byte, the last one
         // in its last, and so does the one before.
-        let len = 71 * CHUNK + 1000;
-        let mut disk = vec![0; len as usize];
-        for last in [2 * CHUNK, 71 * CHUNK, len] {
-            disk[last as usize - 1] = 1;
+        let mut disk = vec![0; 71 * CHUNK + 1000];
+        for end in [2 * CHUNK, 71 * CHUNK, disk.len()] {
+            disk[end - 1] = 1;
         }
         std::fs::write(&path, &disk).unwrap();
-        assert_eq!(runs(&open(&path)), [(RunKind::Data, len)]);
+        assert_eq!(runs(&open(&path)), [(RunKind::Data, disk.len() as u64)]);
         let source = open(&path).finding_zeros();
         let expected = [
-            (RunKind::Zero, CHUNK),
-            (RunKind::Data, CHUNK),
-            (RunKind::Zero, 68 * CHUNK),
-            (RunKind::Data, CHUNK + 1000),
+            (RunKind::Zero, CHUNK_LEN),
+            (RunKind::Data, CHUNK_LEN),
+            (RunKind::Zero, 68 * CHUNK_LEN),
+            (RunKind::Data, CHUNK_LEN + 1000),
         ];
         // What was found is what is told again.
         assert_eq!(runs(&source), expected);
         assert_eq!(runs(&source), expected);
-        assert_eq!(source.run_at(CHUNK + 7).unwrap().len, CHUNK - 7);
-        let part = source.part(CHUNK, 2 * CHUNK).unwrap();
-        assert_eq!(runs(&part), [(RunKind::Data, CHUNK), (RunKind::Zero, CHUNK)]);
+        assert_eq!(source.run_at(CHUNK_LEN + 7).unwrap().len, CHUNK_LEN - 7);
+        let part = source.part(CHUNK_LEN, 2 * CHUNK_LEN).unwrap();
+        assert_eq!(runs(&part), [(RunKind::Data, CHUNK_LEN), (RunKind::Zero, CHUNK_LEN)]);
     }
 }

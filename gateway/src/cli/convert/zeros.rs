@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use lithos_convert::RunKind;
 
 /// The unit that is zeros or is not, in bytes: the clusters and grains that most targets have.
-const CHUNK_LEN: u64 = 64 << 10;
+const CHUNK_LEN: usize = 64 << 10;
 /// So much of a chunk is read at first.
 const PAGE_LEN: usize = 4 << 10;
 /// How many chunks are looked at in one go.
@@ -39,13 +39,13 @@ impl WrittenZeros {
         {
             return Ok((range.end.min(data.end), *kind));
         }
-        let mut chunk = data.start / CHUNK_LEN;
+        let mut chunk = data.start / CHUNK_LEN as u64;
         let is_zero = self.is_zero(file, start, size, chunk)?;
         let end_max = data.end.min(data.start.saturating_add(RUN_LEN_MAX));
         let mut end = data.start;
         while end < end_max && self.is_zero(file, start, size, chunk)? == is_zero {
             chunk += 1;
-            end = (chunk * CHUNK_LEN).min(data.end);
+            end = (chunk * CHUNK_LEN as u64).min(data.end);
         }
         let kind = if is_zero { RunKind::Zero } else { RunKind::Data };
         self.last = Some((data.start..end, kind));
@@ -54,13 +54,12 @@ impl WrittenZeros {
 
     fn is_zero(&mut self, file: &File, start: u64, size: u64, chunk: u64) -> io::Result<bool> {
         let group = chunk / GROUP_CHUNKS;
-        let zeros = match self.groups.get(&group) {
-            Some(zeros) => *zeros,
-            None => {
-                let zeros = look_at_group(file, start, size, group)?;
-                self.groups.insert(group, zeros);
-                zeros
-            }
+        let zeros = if let Some(zeros) = self.groups.get(&group) {
+            *zeros
+        } else {
+            let zeros = look_at_group(file, start, size, group)?;
+            self.groups.insert(group, zeros);
+            zeros
         };
         Ok(zeros & (1 << (chunk % GROUP_CHUNKS)) != 0)
     }
@@ -68,10 +67,10 @@ impl WrittenZeros {
 
 /// A bit for each chunk of a group that is all zeros, as far as the image goes.
 fn look_at_group(file: &File, start: u64, size: u64, group: u64) -> io::Result<u64> {
-    let mut buffer = vec![0; CHUNK_LEN as usize];
+    let mut buffer = vec![0; CHUNK_LEN];
     let mut zeros = 0;
     for chunk in 0..GROUP_CHUNKS {
-        let offset = (group * GROUP_CHUNKS + chunk) * CHUNK_LEN;
+        let offset = (group * GROUP_CHUNKS + chunk) * CHUNK_LEN as u64;
         let Some(left) = size.checked_sub(offset).filter(|left| *left > 0) else {
             break;
         };
