@@ -207,7 +207,7 @@ fn too_many_entries(max: usize) -> Error {
 
 /// Refuses an envelope where none may be any more.
 pub(crate) fn too_deep(format: Format) -> Error {
-    let reason = "the envelope is at a depth, in others or by itself, that is not accepted here (image-nesting-max)";
+    let reason = "there are more envelopes around the image than are accepted here (image-nesting-max)";
     Error::new(ErrorKind::TooLarge, reason).with_format(format)
 }
 

@@ -129,7 +129,7 @@ fn envelopes_lie_in_each_other_only_so_deep() {
     let error = opened(gz(&twice), LARGE).unwrap_err();
     assert_eq!(
         error,
-        "gzip: too large: the envelope is at a depth, in others or by itself, that is not accepted here (image-nesting-max)"
+        "gzip: too large: there are more envelopes around the image than are accepted here (image-nesting-max)"
     );
 }
 

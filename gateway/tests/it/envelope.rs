@@ -85,7 +85,7 @@ fn envelopes_that_do_not_open_are_refused_and_described() {
     fail(
         &mut lithos(folder, &["thrice.gz", "out", "--to", "raw"]),
         3,
-        "an envelope that lies in more others",
+        "more envelopes around the image",
     );
     let whole = fs::read(folder.join("disk.qcow2.gz")).expect("there");
     fs::write(folder.join("cut.gz"), &whole[..whole.len() / 2]).expect("written");
@@ -116,7 +116,7 @@ fn bounds_can_be_chosen() {
     fail(
         &mut convert("disk.tar.gz", "--image-nesting-max", "1"),
         3,
-        "an envelope",
+        "more envelopes around the image",
     );
     fail(
         &mut convert("disk.ova", "--image-entries-max", "1"),
