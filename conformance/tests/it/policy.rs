@@ -111,7 +111,28 @@ async fn content_types_count_too() -> Result<()> {
             images.await_done(key).await?;
         }
     }
+    // What looks like nothing and is said to be a page is not looked at, until somebody wants a disk made of it.
+    let put = images.bench.client.put_object().bucket(&images.bench.bucket).key("d");
+    let put = put.content_type("text/html").tagging("convert-to=qcow2");
+    put.body(content.into()).send().await?;
+    let error = images.await_failure("d").await?;
+    ensure!(error.contains("text/html") && error.contains("strict"), "{error}");
     Ok(())
+}
+
+#[tokio::test]
+async fn what_a_conversion_leaves_behind_is_warned_of() -> Result<()> {
+    let images = Images::start().await?;
+    let raw = images.sparse_image("disk.img", 2 * MIB)?;
+    let qcow2 = images.path("disk.qcow2");
+    qemu_img_convert(&raw, &qcow2, &["-f", "raw", "-O", "qcow2"])?;
+    run(tool("qemu-img").args(["snapshot", "-c", "before"]).arg(&qcow2))?;
+    images.put_file(&qcow2, "disk.qcow2").await?;
+    let warning = images.metadata("disk.qcow2", "image-warning").await?;
+    let warning = warning.context("no warning")?;
+    ensure!(warning.contains("1 internal snapshots"), "{warning}");
+    images.tag("disk.qcow2", &[("convert-to", "raw")]).await?;
+    images.await_done("disk.qcow2").await
 }
 
 #[tokio::test]
@@ -165,6 +186,10 @@ async fn images_over_a_bound_of_the_server_are_refused() -> Result<()> {
     images.tag("disk.img", &[("convert-to", "qcow2")]).await?;
     let error = images.await_failure("disk.img").await?;
     ensure!(error.contains("2097152") && error.contains("1048576"), "{error}");
+    let inspect = Request::new("GET", "/api/v1/inspections").query("bucket", &images.bench.bucket);
+    let found = images.admin(inspect.query("key", "disk.img")).await?;
+    let refusal = found["refusal"]["reason"].as_str().unwrap_or_default();
+    ensure!(refusal.contains("image-virtual-size-max"), "{found}");
     run(tool("gzip").arg(&raw))?;
     images.put_file(&images.path("disk.img.gz"), "packed.img.gz").await?;
     images.tag("packed.img.gz", &[("convert-to", "qcow2")]).await?;

@@ -71,6 +71,7 @@ fn images_are_taken_out_of_every_envelope() {
     }
     let table = succeed(&mut inspect(folder, &["disk.tar.gz"]));
     let table = String::from_utf8(table).expect("text");
+    assert!(!table.contains("warning"), "{table}");
     assert!(
         table.starts_with("envelope         gzip\nenvelope         tar\nformat           qcow2"),
         "{table}"
@@ -123,6 +124,27 @@ fn bounds_can_be_chosen() {
         3,
         "more than 1 entries",
     );
+    for (name, flag, value, refusal) in [
+        (
+            "disk.qcow2",
+            "--image-virtual-size-max",
+            "1MiB",
+            "image-virtual-size-max",
+        ),
+        (
+            "disk.qcow2.gz",
+            "--image-virtual-size-max",
+            "1M",
+            "image-virtual-size-max",
+        ),
+        ("disk.tar", "--image-nesting-max", "0", "image-nesting-max"),
+    ] {
+        let said = succeed(&mut inspect(folder, &[name, flag, value]));
+        let said = String::from_utf8(said).expect("text");
+        let row = said.lines().find(|row| row.starts_with("convertible"));
+        let row = row.expect("a row");
+        assert!(row.contains("no: ") && row.contains(refusal), "{name}: {row}");
+    }
     fail(
         &mut convert("disk.qcow2", "--image-nesting-max", "9"),
         2,
