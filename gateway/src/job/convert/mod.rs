@@ -1,8 +1,11 @@
 //! Makes another format of an object: a new layout over the same blobs.
 //!
 //! Headers and tables are made anew; guest data is referred to where it lies; compressed clusters are decoded into new
-//! bytes, and so is all of a target that is compressed itself. An image in an envelope is taken out of it first. The planner reads tables through the object, on a thread that
-//! may block; half of the cores decode and encode.
+//! bytes, and so is all of a target that is compressed itself. An image in an envelope is taken out of it first. The planner
+//! reads tables through the object, on a thread that may block; half of the cores decode and encode.
+//!
+//! The source may be replaced or deleted meanwhile: what was made of it is written only while it is the current version, so
+//! that the derivative of an older version never takes the place of that of a newer one.
 
 mod unwrapped;
 
